@@ -48,7 +48,9 @@ class Grid:
             raise StudyError("The affine is not a finite 4x4 matrix ending in 0 0 0 1: repair the scan's header.")
         lengths = np.linalg.norm(matrix[:3, :3], axis=0)
         if lengths.min() < 1e-6 or abs(np.linalg.det(matrix[:3, :3] / lengths)) < 1e-3:
-            raise StudyError("The affine is singular (an axis has no length or two coincide): repair the scan's header.")
+            raise StudyError(
+                "The affine is singular (an axis has no length or two coincide): repair the scan's header."
+            )
         matrix.setflags(write=False)
         object.__setattr__(self, "shape", sizes)
         object.__setattr__(self, "affine", matrix)
@@ -89,12 +91,14 @@ class Grid:
 
     def to_world(self, index: ArrayLike) -> NDArray[np.float64]:
         """Take voxel indices of shape (..., 3) to RAS mm of the same shape."""
-        return np.asarray(index, np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+        world: NDArray[np.float64] = np.asarray(index, np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return world
 
     def to_index(self, world: ArrayLike) -> NDArray[np.float64]:
         """Take RAS mm of shape (..., 3) to fractional voxel indices of the same shape."""
         inverse = np.linalg.inv(self.affine)
-        return np.asarray(world, np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+        index: NDArray[np.float64] = np.asarray(world, np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+        return index
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and self.shape == other.shape and np.array_equal(self.affine, other.affine)

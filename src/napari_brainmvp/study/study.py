@@ -120,7 +120,9 @@ class Study:
         object.__setattr__(self, "scans", MappingProxyType(scans))
         reference = self.reference or max(scans, key=lambda key: scans[key].data.size)
         if reference not in scans:
-            raise StudyError(f"The reference {reference!r} is not among the scans {', '.join(scans)}: choose one of them.")
+            raise StudyError(
+                f"The reference {reference!r} is not among the scans {', '.join(scans)}: choose one of them."
+            )
         object.__setattr__(self, "reference", reference)
 
     @property
