@@ -1,0 +1,21 @@
+"""Networks: pure modules, no files, no studies."""
+
+from napari_brainmvp.networks.segmentation import SegmentationNetwork
+from napari_brainmvp.networks.templates import ModalityTemplates
+from napari_brainmvp.networks.uniformer import (
+    STRIDE,
+    UNIFORMER_COMPACT,
+    UNIFORMER_SMALL,
+    EncoderSpec,
+    UniFormer,
+)
+
+__all__ = [
+    "STRIDE",
+    "UNIFORMER_COMPACT",
+    "UNIFORMER_SMALL",
+    "EncoderSpec",
+    "ModalityTemplates",
+    "SegmentationNetwork",
+    "UniFormer",
+]

@@ -1,0 +1,127 @@
+"""Layers that keep their tensors channels-last and their weights under the field's usual names.
+
+On a CPU, 3D convolutions run two to ten times faster on channels-last tensors, so nothing here leaves that layout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["ChannelNorm", "DepthwiseConv3d", "InstanceNorm", "TransposedConv", "channels_last", "to_dhw", "to_hwd"]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return (B, C, X, Y, Z) with the channels of a voxel side by side in memory; no copy where they are already."""
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def to_dhw(x: Tensor) -> Tensor:
+    """Permute (B, C, H, W, D) to (B, C, D, H, W), the axis order the encoder was trained in."""
+    return channels_last(x.permute(0, 1, 4, 2, 3))
+
+
+def to_hwd(x: Tensor) -> Tensor:
+    """Permute (B, C, D, H, W) back to (B, C, H, W, D)."""
+    return channels_last(x.permute(0, 1, 3, 4, 2))
+
+
+class _DepthwiseConvolution(torch.autograd.Function):
+    """A depth-wise convolution whose input gradient is a forward convolution with the mirrored kernel.
+
+    Both are the same sum; the forward kernel is about ten times faster on a CPU. The weight gradient is taken in
+    float32, which is faster there than in bfloat16, and more exact.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv3d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        gradient = channels_last(gradients[0])
+        padding, groups = weight.shape[-1] // 2, len(weight)
+        to_input = to_weight = to_bias = None
+        if ctx.needs_input_grad[0]:
+            mirrored = weight.flip(2, 3, 4).to(gradient.dtype)
+            to_input = F.conv3d(gradient, mirrored, padding=padding, groups=groups).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            full, inputs = gradient.float(), x.float()
+            _, to_weight, _ = torch.ops.aten.convolution_backward(
+                full,
+                inputs,
+                weight.float(),
+                None,
+                [1] * 3,
+                [padding] * 3,
+                [1] * 3,
+                False,
+                [0] * 3,
+                groups,
+                [False, True, False],
+            )
+            to_weight = to_weight.to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            to_bias = gradient.sum((0, 2, 3, 4), dtype=torch.float32).to(weight.dtype)
+        return to_input, to_weight, to_bias
+
+
+class DepthwiseConv3d(nn.Conv3d):
+    """A depth-wise convolution of odd kernel size that keeps the spatial size, trained fast on a CPU.
+
+    Parameters
+    ----------
+    channels : int
+    kernel_size : int
+        Odd.
+    """
+
+    bias: Tensor
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve (B, C, X, Y, Z)."""
+        if input.device.type == "cpu" and torch.is_grad_enabled():
+            output: Tensor = _DepthwiseConvolution.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            return output
+        return super().forward(input)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of every voxel of (B, C, X, Y, Z)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; a view moves the channels last and back."""
+        return super().forward(input.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+
+
+class InstanceNorm(nn.Module):
+    """Instance normalisation without learnable parameters.
+
+    Written as group normalisation with one channel a group, which is the same sum and, unlike ``instance_norm``,
+    keeps channels-last tensors as they are.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each channel of each sample of (B, C, X, Y, Z) to mean 0 and variance 1."""
+        return F.group_norm(x, x.shape[1])
+
+
+class TransposedConv(nn.Module):
+    """Doubling of the spatial size by a transposed convolution with kernel 2 and stride 2, no bias."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose3d(in_channels, out_channels, 2, stride=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, X, Y, Z) to (B, C', 2X, 2Y, 2Z)."""
+        upsampled: Tensor = self.conv(x)
+        return upsampled

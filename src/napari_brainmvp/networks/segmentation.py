@@ -1,0 +1,161 @@
+"""The segmentation network: UniFormer encoder, convolutional decoder with skips, deep supervision."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from napari_brainmvp.networks.layers import InstanceNorm, TransposedConv, channels_last, to_hwd
+from napari_brainmvp.networks.uniformer import STRIDE, UNIFORMER_SMALL, EncoderSpec, PatchEmbedding, UniFormer
+
+__all__ = ["SegmentationNetwork", "UpBlock"]
+
+
+class _Convolution(nn.Module):
+    """A convolution without bias under the name ``conv``, as MONAI nests it."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
+
+
+class _ResidualBlock(nn.Module):
+    """Two 3^3 convolutions with instance normalisation and leaky ReLU, and a 1^3 shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = _Convolution(in_channels, out_channels, 3)
+        self.conv2 = _Convolution(out_channels, out_channels, 3)
+        self.conv3 = _Convolution(in_channels, out_channels, 1)
+        self.norm = InstanceNorm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.leaky_relu(self.norm(self.conv1(x)), 0.01, inplace=True)
+        out = self.norm(self.conv2(out)) + self.norm(self.conv3(x))
+        return F.leaky_relu(out, 0.01, inplace=True)
+
+
+class UpBlock(nn.Module):
+    """Double the resolution, join the skip, refine (the up-block of UNETR, Hatamizadeh et al. 2022)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.transp_conv = TransposedConv(in_channels, out_channels)
+        self.conv_block = _ResidualBlock(2 * out_channels, out_channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Map x (B, C, h, w, d) and skip (B, C', 2h, 2w, 2d) to (B, C', 2h, 2w, 2d)."""
+        out: Tensor = self.conv_block(torch.cat([self.transp_conv(x), skip], 1))
+        return out
+
+
+class OutputConv(nn.Module):
+    """A 1^3 convolution under the name ``conv.conv``, as MONAI nests it."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Module()
+        self.conv.conv = nn.Conv3d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, X, Y, Z) to (B, K, X, Y, Z)."""
+        out: Tensor = self.conv.conv(x)  # type: ignore[operator]
+        return out
+
+
+class _Decoder(nn.Module):
+    """From the encoder's features to full resolution, and to logits."""
+
+    def __init__(self, in_channels: int, out_channels: int, spec: EncoderSpec, full_channels: int) -> None:
+        super().__init__()
+        half, quarter, eighth, deepest = spec.channels
+        self.proj1 = PatchEmbedding(in_channels, full_channels, kernel_size=3, stride=1)
+        self.decoder5 = UpBlock(deepest, eighth)
+        self.decoder4 = UpBlock(eighth, quarter)
+        self.decoder3 = UpBlock(quarter, half)
+        self.decoder2 = UpBlock(half, full_channels)
+        self.out = OutputConv(full_channels, out_channels)
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the 1/4-scale features, the 1/2-scale features and the logits, all (B, C, H, W, D)."""
+        image, *stages = features
+        half, quarter, eighth, deepest = (to_hwd(f) for f in stages)
+        at_eighth = self.decoder5(deepest, eighth)
+        at_quarter = self.decoder4(at_eighth, quarter)
+        at_half = self.decoder3(at_quarter, half)
+        full = self.decoder2(at_half, to_hwd(self.proj1(image)))
+        return at_quarter, at_half, self.out(full)
+
+
+class SegmentationNetwork(nn.Module):
+    """Segment a crop of stacked modalities.
+
+    Parameters
+    ----------
+    in_channels : int
+        Modalities.
+    out_channels : int
+        Classes, or overlapping regions.
+    spec : EncoderSpec
+        Sizes of the encoder.
+    full_resolution_channels : int, optional
+        Channels of the decoder at full resolution, where most of the time goes; default those of the first stage.
+    deep_supervision : bool
+        Add 1^3 heads on the 1/4- and 1/2-scale decoder features, used in training mode only.
+
+    Examples
+    --------
+    >>> network = SegmentationNetwork(4, 3, EncoderSpec(channels=(8, 16, 32, 32), head_size=16)).eval()
+    >>> network(torch.zeros(1, 4, 16, 32, 48)).shape
+    torch.Size([1, 3, 16, 32, 48])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        spec: EncoderSpec = UNIFORMER_SMALL,
+        full_resolution_channels: int | None = None,
+        deep_supervision: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder = UniFormer(in_channels, spec)
+        self.decoder = _Decoder(in_channels, out_channels, spec, full_resolution_channels or spec.channels[0])
+        heads = [nn.Conv3d(spec.channels[1], out_channels, 1), nn.Conv3d(spec.channels[0], out_channels, 1)]
+        self.ms_out = nn.ModuleList(heads if deep_supervision else [])
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Segment.
+
+        Parameters
+        ----------
+        x : Tensor of shape (B, C, H, W, D)
+            Prepared intensities of any size; it is padded with zeros to multiples of the stride and the result cut
+            back.
+
+        Returns
+        -------
+        Tensor of shape (B, K, H, W, D), or in training mode with deep supervision a list of three
+            Logits; the list is ordered from 1/4 to full resolution, all interpolated to the full size.
+        """
+        height, width, depth = x.shape[2:]
+        rest = [-n % STRIDE for n in (depth, width, height)]
+        x = channels_last(F.pad(x, (0, rest[0], 0, rest[1], 0, rest[2])) if any(rest) else x)
+        at_quarter, at_half, logits = self.decoder(self.encoder(x))
+        outputs = [logits]
+        if self.training and len(self.ms_out):
+            deep = zip(self.ms_out, (at_quarter, at_half), (4, 2), strict=True)
+            outputs = [
+                *(
+                    F.interpolate(head(f), scale_factor=float(s), mode="trilinear", align_corners=True)
+                    for head, f, s in deep
+                ),
+                logits,
+            ]
+        outputs = [o[..., :height, :width, :depth] for o in outputs]
+        return outputs if len(outputs) > 1 else outputs[0]

@@ -1,0 +1,59 @@
+"""Modality templates: what each modality looks like on average, as learnable volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["ModalityTemplates"]
+
+
+class ModalityTemplates(nn.Module):
+    """One low-resolution volume per modality in a common frame.
+
+    The volume spans a study's foreground box (RAS): its first and last voxels lie on the box's. So a position in the
+    frame is a position in the box, and no registration is needed.
+
+    Parameters
+    ----------
+    modalities : sequence of str
+        Keys, in order.
+    shape : tuple of three int
+        Voxels of each volume.
+
+    Examples
+    --------
+    >>> templates = ModalityTemplates(("t1", "flair"), (4, 5, 6))
+    >>> templates.fill((8, 9, 10)).shape
+    torch.Size([2, 8, 9, 10])
+    """
+
+    def __init__(self, modalities: Sequence[str], shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.modalities = tuple(modalities)
+        self.volumes = nn.Parameter(torch.zeros(len(self.modalities), *shape))
+
+    def sample(self, index: Tensor, coordinates: Tensor) -> Tensor:
+        """Look templates up at positions; gradients reach the volumes.
+
+        Parameters
+        ----------
+        index : Tensor of shape (B,), int64
+            Which template for each sample.
+        coordinates : Tensor of shape (B, X, Y, Z, 3), float32
+            Positions in the box, -1 at its first and 1 at its last voxel along each axis.
+
+        Returns
+        -------
+        Tensor of shape (B, 1, X, Y, Z), float32
+            Trilinear; the border value beyond the box.
+        """
+        chosen = self.volumes[index][:, None]
+        return F.grid_sample(chosen, coordinates.flip(-1), mode="bilinear", padding_mode="border", align_corners=True)
+
+    def fill(self, shape: Sequence[int]) -> Tensor:
+        """Resize all templates to a whole foreground box: (M, X, Y, Z), float32."""
+        return F.interpolate(self.volumes[None], tuple(shape), mode="trilinear", align_corners=True)[0]
