@@ -105,13 +105,14 @@ class ChannelNorm(nn.LayerNorm):
 class InstanceNorm(nn.Module):
     """Instance normalisation without learnable parameters.
 
-    Written as group normalisation with one channel a group, which is the same sum and, unlike ``instance_norm``,
-    keeps channels-last tensors as they are.
+    Written as batch normalisation of each sample alone, which is the same sum and, unlike ``instance_norm``, keeps
+    channels-last tensors as they are and has a fast backward pass on a CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel of each sample of (B, C, X, Y, Z) to mean 0 and variance 1."""
-        return F.group_norm(x, x.shape[1])
+        normalised = [F.batch_norm(sample, None, None, training=True) for sample in x.split(1)]
+        return normalised[0] if len(normalised) == 1 else channels_last(torch.cat(normalised))
 
 
 class TransposedConv(nn.Module):

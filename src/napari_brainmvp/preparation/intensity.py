@@ -49,7 +49,8 @@ def _otsu(volume: Tensor) -> Tensor:
     above = below[-1] - below
     sums = (counts * centres).cumsum(0)
     between = below * above * (sums / below.clamp(min=1) - (sums[-1] - sums) / above.clamp(min=1)) ** 2
-    return centres[between.argmax()].to(volume.device)
+    best: Tensor = centres[between >= between.max() * (1 - 1e-6)]  # a gap between the classes is a plateau
+    return best.mean().to(volume.device)
 
 
 def normalise(volume: Tensor, mask: Tensor, spec: PreparationSpec) -> Tensor:
@@ -88,7 +89,7 @@ def normalise(volume: Tensor, mask: Tensor, spec: PreparationSpec) -> Tensor:
     if p95 == p5:
         return torch.zeros_like(volume)
     if spec.intensity == "percentile":
-        scaled = (volume - p5) / (p95 - p5)
+        scaled: Tensor = (volume - p5) / (p95 - p5)
         return scaled.clamp(0, 1) if spec.clip else scaled
     spread = torch.maximum(p75 - p25, 0.05 * (p95 - p5))
     z = 1.35 * (volume - median) / spread

@@ -1,0 +1,178 @@
+"""What a model says of itself: the card beside its weights. No torch here."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from napari_brainmvp.preparation.spec import PreparationSpec
+
+__all__ = ["NOTICE", "Label", "Metric", "ModelCard", "NetworkSpec"]
+
+NOTICE = "For research use. Not a medical device; not for diagnosis or treatment."
+
+_SIZE = Field(gt=0, le=4096)
+
+
+class Label(BaseModel):
+    """One structure a segmentation model paints.
+
+    Parameters
+    ----------
+    value : int
+        In label maps; 1 or more.
+    name : str
+    color : str
+        ``"#rrggbb"``.
+    meaning : str
+        One line for tooltips.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: int = Field(gt=0, le=65535)
+    name: str = Field(min_length=1)
+    color: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
+    meaning: str = ""
+
+
+class NetworkSpec(BaseModel):
+    """Which network, and how large.
+
+    Parameters
+    ----------
+    architecture : {"uniformer", "unet3d"}
+    in_channels, out_channels : int
+        Modalities in; classes or regions out (1 for a reconstruction).
+    channels, depths, head_size, mlp_ratio
+        Of the UniFormer encoder; see :class:`napari_brainmvp.networks.EncoderSpec`.
+    full_resolution_channels : int or None
+        Of the decoder at full resolution; None for those of the first stage.
+    deep_supervision : bool
+        Whether the weights hold the heads used in training only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: Literal["uniformer", "unet3d"] = "uniformer"
+    in_channels: int = _SIZE
+    out_channels: int = _SIZE
+    channels: tuple[int, int, int, int] = (64, 128, 320, 512)
+    depths: tuple[int, int, int, int] = (3, 4, 8, 3)
+    head_size: int = Field(64, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0, le=16)
+    full_resolution_channels: int | None = Field(None, gt=0, le=4096)
+    deep_supervision: bool = True
+
+
+class Metric(BaseModel):
+    """One measured number.
+
+    Parameters
+    ----------
+    data : str
+        What it was measured on.
+    name : str
+        For example ``"Dice, whole tumour"``.
+    value : float
+    n : int
+        Cases.
+    script : str
+        What measured it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str
+    name: str
+    value: float
+    n: int = Field(gt=0)
+    script: str = ""
+
+
+class ModelCard(BaseModel):
+    """The card of a model; everything needed to run it, and to judge it.
+
+    Parameters
+    ----------
+    name : str
+        Folder name in the registry: lower-case letters, digits, dots, dashes, underscores.
+    title, description : str
+        For people.
+    task : {"segmentation", "classification", "pretraining"}
+    network : NetworkSpec
+    modalities : tuple of str
+        Input channels in order, by modality key.
+    labels : tuple of Label
+        What a segmentation paints, without the background.
+    channels : tuple of int
+        Label value of each output channel, in order. With ``"softmax"`` the background 0 is among them; with
+        ``"sigmoid"`` each channel is a region, painted in this order, later ones over earlier ones.
+    activation : {"softmax", "sigmoid"}
+    preparation : PreparationSpec
+    patch_size : tuple of three int
+        Window of the sliding window inference, voxels.
+    fill_missing : {"template", "zero"}
+        What stands in for a missing modality.
+    training : dict
+        Data, recipe, script.
+    metrics : tuple of Metric
+    licence, notice : str
+    sha256 : str
+        Of ``model.safetensors``.
+    versions : dict
+        Libraries the model was made with.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    title: str = ""
+    description: str = ""
+    task: Literal["segmentation", "classification", "pretraining"]
+    network: NetworkSpec
+    modalities: tuple[str, ...] = Field(min_length=1)
+    labels: tuple[Label, ...] = ()
+    channels: tuple[int, ...] = ()
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    preparation: PreparationSpec = PreparationSpec()
+    patch_size: tuple[int, int, int] = (96, 96, 96)
+    fill_missing: Literal["template", "zero"] = "zero"
+    training: dict[str, Any] = Field(default_factory=dict)
+    metrics: tuple[Metric, ...] = ()
+    licence: str = ""
+    notice: str = NOTICE
+    sha256: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+            raise ValueError(f"{name!r} is not a model name: use up to 64 of a-z, 0-9, '.', '_' and '-'")
+        return name
+
+    @field_validator("patch_size")
+    @classmethod
+    def _patch_fits_the_stride(cls, size: tuple[int, int, int]) -> tuple[int, int, int]:
+        if any(n < 16 or n % 16 or n > 512 for n in size):
+            raise ValueError(f"patch_size {size} must be multiples of 16 between 16 and 512")
+        return size
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> ModelCard:
+        if self.task != "segmentation":
+            return self
+        if len(self.modalities) != self.network.in_channels:
+            raise ValueError(f"{len(self.modalities)} modalities but {self.network.in_channels} input channels")
+        if len(self.channels) != self.network.out_channels:
+            raise ValueError(f"{len(self.channels)} channel labels but {self.network.out_channels} output channels")
+        values = [label.value for label in self.labels]
+        if len(set(values)) != len(values):
+            raise ValueError(f"label values {values} are not unique")
+        unknown = set(self.channels) - {0} - set(values)
+        if unknown:
+            raise ValueError(f"channels name label values {sorted(unknown)} that labels do not describe")
+        return self

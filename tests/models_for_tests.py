@@ -1,0 +1,48 @@
+"""A small model of the real classes with seeded random weights, for tests of everything around a network."""
+
+from pathlib import Path
+
+import torch
+
+from napari_brainmvp.models import Label, ModelCard, NetworkSpec, save_model
+from napari_brainmvp.models.weights import build_network
+from napari_brainmvp.networks import ModalityTemplates
+
+NAMES = ("CSF", "Grey matter", "White matter")
+COLORS = ("#4c9be8", "#9aa0a6", "#f2efe6")
+
+
+def tiny_card(name: str = "tiny", **changes) -> ModelCard:
+    network = NetworkSpec(
+        in_channels=4,
+        out_channels=4,
+        channels=(8, 8, 16, 16),
+        depths=(1, 1, 1, 1),
+        head_size=8,
+        full_resolution_channels=8,
+        deep_supervision=False,
+    )
+    fields = {
+        "name": name,
+        "title": "Tiny random model",
+        "task": "segmentation",
+        "network": network,
+        "modalities": ("t1", "t1c", "t2", "flair"),
+        "labels": tuple(
+            Label(value=k + 1, name=n, color=c) for k, (n, c) in enumerate(zip(NAMES, COLORS, strict=True))
+        ),
+        "channels": (0, 1, 2, 3),
+        "patch_size": (32, 32, 32),
+        "fill_missing": "template",
+    }
+    return ModelCard(**{**fields, **changes})
+
+
+def tiny_model(folder: Path, name: str = "tiny", **changes) -> Path:
+    """Save the tiny model as ``folder/name`` and return that folder."""
+    torch.manual_seed(0)
+    card = tiny_card(name, **changes)
+    templates = ModalityTemplates(card.modalities, (6, 7, 6))
+    with torch.no_grad():
+        templates.volumes.uniform_(0.5, 1.5)
+    return save_model(folder / name, card, build_network(card.network), templates)
