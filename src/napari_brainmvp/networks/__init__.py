@@ -1,5 +1,6 @@
 """Networks: pure modules, no files, no studies."""
 
+from napari_brainmvp.networks.layers import channels_last
 from napari_brainmvp.networks.segmentation import SegmentationNetwork
 from napari_brainmvp.networks.templates import ModalityTemplates
 from napari_brainmvp.networks.uniformer import (
@@ -18,4 +19,5 @@ __all__ = [
     "ModalityTemplates",
     "SegmentationNetwork",
     "UniFormer",
+    "channels_last",
 ]

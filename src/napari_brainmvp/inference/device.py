@@ -1,0 +1,55 @@
+"""Where to compute, and how precisely."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from napari_brainmvp.errors import BrainMVPError
+
+__all__ = ["Precision", "choose_device", "choose_dtype", "list_devices"]
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def list_devices() -> list[str]:
+    """List what this machine can compute on, best first: CUDA devices, MPS, the CPU."""
+    devices = [f"cuda:{k}" for k in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return [*devices, "cpu"]
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Turn a user's choice into a device.
+
+    Parameters
+    ----------
+    name : str
+        ``"auto"`` (the best there is), ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+
+    Raises
+    ------
+    BrainMVPError
+        There is no such device here.
+    """
+    available = list_devices()
+    if name == "auto":
+        return torch.device(available[0])
+    if name == "cuda" and any(d.startswith("cuda") for d in available):
+        return torch.device("cuda:0")
+    if name not in available:
+        raise BrainMVPError(f"There is no device {name!r} here: choose one of auto, {', '.join(available)}.")
+    return torch.device(name)
+
+
+def choose_dtype(device: torch.device, precision: Precision = "auto") -> torch.dtype:
+    """Choose the precision of convolutions: bfloat16 where the hardware multiplies it, else float32."""
+    if precision != "auto":
+        return torch.float32 if precision == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32

@@ -1,0 +1,108 @@
+"""What a segmentation gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from napari_brainmvp.models.card import Label
+from napari_brainmvp.study import Grid
+
+__all__ = ["SegmentationResult", "Structure", "measure"]
+
+_ENOUGH_VOXELS = 20_000
+"""A structure's centre is looked for among about this many of its voxels."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One label of a result, measured.
+
+    Parameters
+    ----------
+    value, name, color
+        As in the model's card.
+    voxels : int
+    volume_ml : float
+        Millilitres.
+    centre_mm : tuple of float or None
+        A voxel of the structure near its centre of mass, RAS mm; None where the structure is absent.
+    """
+
+    value: int
+    name: str
+    color: str
+    voxels: int
+    volume_ml: float
+    centre_mm: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationResult:
+    """A segmentation on a scan's own grid.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (i, j, k), uint8 or uint16
+    grid : Grid
+        Of ``labels``, ``probabilities`` and ``uncertainty``.
+    structures : tuple of Structure
+        One for every label of the card, present or not.
+    probabilities : ndarray of shape (K, i, j, k), float16, or None
+        One map per output channel of the model.
+    channel_names : tuple of str
+        What those maps show.
+    uncertainty : ndarray of shape (i, j, k), float32, or None
+        Entropy of the class probabilities divided by its maximum: 0 certain, 1 undecided.
+    model, device : str
+    seconds : float
+        Time it took.
+    warnings : tuple of str
+        What the user should know, one sentence each.
+    """
+
+    labels: NDArray[Any]
+    grid: Grid
+    structures: tuple[Structure, ...]
+    probabilities: NDArray[np.float16] | None
+    channel_names: tuple[str, ...]
+    uncertainty: NDArray[np.float32] | None
+    model: str
+    device: str
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def measure(labels: NDArray[Any], grid: Grid, described: Sequence[Label]) -> tuple[Structure, ...]:
+    """Measure every described label: voxels, volume in ml and a place to look at.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (i, j, k), unsigned integers
+    grid : Grid
+    described : sequence of Label
+    """
+    counts = np.bincount(labels.ravel(), minlength=1 + max((label.value for label in described), default=0))
+    boxes = ndimage.find_objects(labels)
+    structures = []
+    for label in described:
+        voxels = int(counts[label.value])
+        centre = _centre(labels, boxes[label.value - 1], label.value) if voxels else None
+        world = None if centre is None else tuple(float(x) for x in grid.to_world(centre))
+        volume = voxels * grid.voxel_volume_ml
+        structures.append(Structure(label.value, label.name, label.color, voxels, volume, world))  # type: ignore[arg-type]
+    return tuple(structures)
+
+
+def _centre(labels: NDArray[Any], box: tuple[slice, ...], value: int) -> NDArray[np.int64]:
+    """Return the voxel of a structure that is nearest to its centre of mass."""
+    index = np.argwhere(labels[box] == value)
+    index = index[:: max(1, len(index) // _ENOUGH_VOXELS)]
+    nearest = index[((index - index.mean(0)) ** 2).sum(1).argmin()]
+    start: NDArray[np.int64] = np.array([side.start for side in box])
+    return start + nearest
