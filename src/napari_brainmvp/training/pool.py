@@ -136,7 +136,8 @@ class Pool:
         if not present:
             return None
         candidates = np.argwhere(labels == rng.choice(present))
-        return candidates[rng.integers(len(candidates))] * 3
+        voxel: NDArray[np.int64] = candidates[rng.integers(len(candidates))] * 3
+        return voxel
 
 
 def _window(

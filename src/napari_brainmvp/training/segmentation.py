@@ -148,7 +148,7 @@ def train(
         A copy of the network with the moving average of its weights, in eval mode.
     """
     run.mkdir(parents=True, exist_ok=True)
-    network.to(device, memory_format=torch.channels_last_3d)
+    network.to(device)
     average = copy.deepcopy(network).requires_grad_(False)
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     checkpoint = run / "last.pt"
@@ -194,9 +194,9 @@ def _freeze_batch_norm(network: nn.Module) -> None:
 @torch.no_grad()
 def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     for mean, value in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
-    for mean, value in zip(average.buffers(), network.buffers(), strict=True):
-        mean.copy_(value)
+        mean.data.lerp_(value.data, 1 - decay)
+    for kept, current in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(current)
 
 
 def _save(path: Path, step: int, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> None:

@@ -1,0 +1,26 @@
+"""Files to studies and back. No torch here."""
+
+from napari_brainmvp.io.atomic import atomic_path, write_text_atomic
+from napari_brainmvp.io.images import IMAGE_SUFFIXES, is_image_path, read_image, read_label_map, read_scan
+from napari_brainmvp.io.names import guess_modality, is_label_name, stem
+from napari_brainmvp.io.studies import StudyFiles, find_studies, read_study, sort_files
+from napari_brainmvp.io.writing import write_image, write_label_map
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "StudyFiles",
+    "atomic_path",
+    "find_studies",
+    "guess_modality",
+    "is_image_path",
+    "is_label_name",
+    "read_image",
+    "read_label_map",
+    "read_scan",
+    "read_study",
+    "sort_files",
+    "stem",
+    "write_image",
+    "write_label_map",
+    "write_text_atomic",
+]

@@ -1,0 +1,54 @@
+"""Files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from napari_brainmvp.errors import FileError
+
+__all__ = ["atomic_path", "write_text_atomic"]
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that takes its place once the block ends well.
+
+    The temporary file keeps all suffixes, which writers look at. It is flushed to the disk before it is renamed, and
+    removed when anything fails.
+
+    Parameters
+    ----------
+    path : Path
+        Where the file is wanted; its folder is created.
+
+    Raises
+    ------
+    FileError
+        The file cannot be written: no permission, no space, no such place.
+
+    Examples
+    --------
+    >>> with atomic_path(Path("out.txt")) as temporary:  # doctest: +SKIP
+    ...     temporary.write_text("all or nothing")
+    """
+    temporary = path.with_name(f".{os.getpid()}.part.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FileError(f"{path} cannot be written ({reason}): free some space or choose another place.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, complete or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,91 @@
+"""What a file is, from its name: BraTS 2018 to 2023, ISLES, BIDS, and what hospitals call their series."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from napari_brainmvp.study import MODALITIES, Modality
+
+__all__ = ["guess_modality", "is_label_name", "stem"]
+
+_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".dcm")
+
+_CONTRAST = re.compile(
+    r"(?<![a-z])(t1[a-z]*?(ce|gd|gad|c|km|post|contrast)|ce[- ]?gadolinium|gadolinium|gado?|gd|km|post(contrast)?|"
+    r"postgd|contrast|ce|cm|c\+|with ?contrast)(?![a-z])"
+)
+_WITHOUT = re.compile(
+    r"(?<![a-z])(pre|native|nativ|without|no ?contrast|noncontrast|non ?contrast|precontrast)(?![a-z])"
+)
+
+# In this order: the first that matches decides. Names are lower case with separators turned into spaces.
+_RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (key, re.compile(rf"(?<![a-z])(?:{pattern})(?![a-z0-9])"))
+    for key, pattern in (
+        ("adc", r"d?adc(?: ?map)?|apparent ?diffusion(?: ?coefficient)?"),
+        ("flair", r"(?:t2 ?)?flair(?: ?3d)?|t2 ?w? ?flair|fluid ?attenuated|dark ?fluid|t2f|tirm"),
+        ("dwi", r"dwi|trace ?w?|tracew|ep2d ?diff|diff(?:usion)?|isodwi|b ?(?:500|700|800|1000|1200|1500|2000)"),
+        ("mra", r"mra|angio(?:graphy|gram)?|tof(?: ?3d)?|3d ?tof|tof ?mra"),
+        ("t1c", r"t1 ?w? ?(?:ce|gd|gad|c|km|post|contrast)|t1 ?ce|cet1w?|t1wc"),
+        ("t1", r"t1(?:w|n|pre)?(?: ?w)?|mp ?rage|mp2rage|mprage|fspgr|ir ?spgr|bravo|tfl|t1 ?mpr"),
+        ("pd", r"pd(?:w)?|proton ?density|pd ?weighted"),
+        ("t2", r"t2(?:w|tse|fse)?(?: ?w)?"),
+    )
+)
+_LABEL = re.compile(
+    r"(?<![a-z])(?:seg|segmentation|segm|dseg|mask|label|labels|lesion ?mask|roi|annotation|gt|ground ?truth|msk)(?![a-z])"
+)
+
+
+def stem(path: str | Path) -> str:
+    """Return a file's name without the suffixes of image formats.
+
+    Examples
+    --------
+    >>> stem("a/sub-01_T1w.nii.gz")
+    'sub-01_T1w'
+    """
+    name = Path(path).name
+    for suffix in _SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _words(path: str | Path) -> str:
+    """Lower case, with everything but letters, digits and '+' turned into single spaces."""
+    return re.sub(r"[^a-z0-9+]+", " ", stem(path).lower()).strip()
+
+
+def is_label_name(path: str | Path) -> bool:
+    """Tell whether a file's name says that it holds labels.
+
+    Examples
+    --------
+    >>> is_label_name("BraTS-GLI-00000-000-seg.nii.gz"), is_label_name("sub-01_T1w.nii.gz")
+    (True, False)
+    """
+    return _LABEL.search(_words(path)) is not None
+
+
+def guess_modality(path: str | Path) -> Modality | None:
+    """Guess a scan's modality from its file or folder name; None where the name does not say.
+
+    A T1-weighted scan is taken as contrast-enhanced where the name says so anywhere
+    (``t1_mprage_gd``, ``sub-01_ce-gadolinium_T1w``).
+
+    Examples
+    --------
+    >>> str(guess_modality("BraTS-GLI-00000-000-t1c.nii.gz"))
+    't1c'
+    >>> str(guess_modality("sub-01_ce-gadolinium_T1w.nii.gz"))
+    't1c'
+    """
+    words = _words(path)
+    for key, pattern in _RULES:
+        if pattern.search(words):
+            if key == "t1" and _CONTRAST.search(words) and not _WITHOUT.search(words):
+                key = "t1c"
+            return MODALITIES[key]
+    return None

@@ -1,0 +1,245 @@
+"""From folders, files and datalist entries to studies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from napari_brainmvp.errors import FileError, StudyError
+from napari_brainmvp.io.dicom import holds_dicom, series_description
+from napari_brainmvp.io.images import is_image_path, read_label_map, read_scan
+from napari_brainmvp.io.names import guess_modality, is_label_name, stem
+from napari_brainmvp.study import MODALITIES, Modality, Scan, Study, modality
+
+__all__ = ["StudyFiles", "find_studies", "read_study", "sort_files"]
+
+_BIDS_FOLDERS = ("anat", "dwi", "swi", "angio")
+_DEEPEST = 6
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """The files of one study, sorted but not read.
+
+    Parameters
+    ----------
+    name : str
+    scans : dict of str to Path
+        By modality key.
+    labels : Path or None
+    warnings : tuple of str
+        What was left out, and why.
+    """
+
+    name: str
+    scans: dict[str, Path]
+    labels: Path | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+
+def read_study(
+    source: str | Path | Sequence[str | Path] | Mapping[str, Any],
+    *,
+    modalities: Mapping[str, str | Path] | None = None,
+    reference: str | None = None,
+    name: str | None = None,
+    base: str | Path | None = None,
+) -> Study:
+    """Read a study.
+
+    Parameters
+    ----------
+    source : path, sequence of paths, or mapping
+        A folder with one file (or DICOM folder) per modality; the files themselves; or a datalist entry
+        ``{"image": [...], "label": ...}``.
+    modalities : mapping of str to path, optional
+        Says which file is which modality; goes before what names suggest, and adds files.
+    reference : str, optional
+        Modality on whose grid results are given; default the scan with the most voxels.
+    name : str, optional
+        Default the folder's name.
+    base : path, optional
+        Folder a datalist's relative paths start from; they may not leave it.
+
+    Returns
+    -------
+    Study
+        Scans in the order of :data:`napari_brainmvp.study.MODALITIES`, then user-defined ones.
+
+    Raises
+    ------
+    FileError
+        A file or folder is missing, empty or damaged.
+    StudyError
+        No modality is recognised, two files claim the same one, or a scan makes no sense.
+
+    Examples
+    --------
+    >>> study = read_study("BraTS-GLI-00000-000")  # doctest: +SKIP
+    >>> sorted(study.scans)  # doctest: +SKIP
+    ['flair', 't1', 't1c', 't2']
+    """
+    named = {modality(key): Path(path).expanduser() for key, path in (modalities or {}).items()}
+    if isinstance(source, Mapping):
+        files = _from_datalist(source, Path(base) if base is not None else None, named)
+    elif isinstance(source, (str, Path)):
+        files = _from_path(Path(source).expanduser(), named)
+    else:
+        paths = [Path(p).expanduser() for p in source]
+        files = sort_files(paths, named, _common_name(paths))
+    return _read(files, reference, name)
+
+
+def _read(files: StudyFiles, reference: str | None, name: str | None) -> Study:
+    scans: dict[str, Scan] = {}
+    warnings = list(files.warnings)
+    for key, path in files.scans.items():
+        scans[key], repaired = read_scan(path, modality(key))
+        warnings += repaired
+    labels = read_label_map(files.labels) if files.labels else None
+    chosen = "" if reference is None else modality(reference).key
+    return Study(name or files.name, scans, chosen, labels, tuple(warnings))
+
+
+def _from_path(path: Path, named: Mapping[Modality, Path]) -> StudyFiles:
+    if not path.exists():
+        raise FileError(f"{path} does not exist: check the path.")
+    if path.is_file():
+        return sort_files([path], named, stem(path))
+    if holds_dicom(path):
+        return sort_files([path], named, path.name)
+    return sort_files(_members(path), named, path.resolve().name)
+
+
+def _members(folder: Path) -> list[Path]:
+    """List the images of one study's folder: files, DICOM series folders, BIDS data type folders."""
+    try:
+        entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except PermissionError as error:
+        raise FileError(f"{folder} may not be read: change its permissions.") from error
+    members = []
+    for entry in entries:
+        if entry.is_dir() and entry.name in _BIDS_FOLDERS:
+            members += _members(entry)
+        elif (entry.is_file() and is_image_path(entry)) or (entry.is_dir() and holds_dicom(entry)):
+            members.append(entry)
+    return members
+
+
+def sort_files(paths: Iterable[Path], named: Mapping[Modality, Path], name: str) -> StudyFiles:
+    """Decide which file is which modality, from names (and DICOM headers) unless it is said.
+
+    Raises
+    ------
+    FileError
+        There is no image at all.
+    StudyError
+        No modality is recognised, or two files claim the same one.
+    """
+    said = {path.resolve() for path in named.values()}
+    scans: dict[Modality, Path] = dict(named)
+    labels: list[Path] = []
+    unknown: list[Path] = []
+    paths = list(paths)
+    for path in paths:
+        if path.resolve() in said:
+            continue
+        guess = guess_modality(path)
+        if is_label_name(path):
+            labels.append(path)
+            continue
+        if guess is None and path.is_dir() and holds_dicom(path):
+            guess = guess_modality(series_description(path))
+        if guess is None:
+            unknown.append(path)
+        elif guess in named:
+            continue
+        elif guess in scans:
+            raise StudyError(
+                f"{name}: both {scans[guess].name} and {path.name} look like {guess.title}; "
+                f"say which one is meant, for example with --scan {guess.key}={path}."
+            )
+        else:
+            scans[guess] = path
+    if not paths and not named:
+        raise FileError(f"{name} holds no image (.nii, .nii.gz, .nrrd or a DICOM folder): choose a study's folder.")
+    if not scans:
+        seen = ", ".join(path.name for path in unknown or labels)
+        raise StudyError(f"{name}: no modality recognised in {seen}; say it, for example with --scan t1=FILE.")
+    warnings = [f"{path.name} was left out: its name does not tell the modality." for path in unknown]
+    if len(labels) > 1:
+        warnings.append(f"Labels were left out, because there are {len(labels)}: {', '.join(p.name for p in labels)}.")
+    ordered = {m.key: scans[m] for m in sorted(scans, key=_rank)}
+    return StudyFiles(name, ordered, labels[0] if len(labels) == 1 else None, tuple(warnings))
+
+
+def _rank(kind: Modality) -> tuple[int, str]:
+    known = list(MODALITIES)
+    return (known.index(kind.key) if kind.key in known else len(known), kind.key)
+
+
+def _common_name(paths: Sequence[Path]) -> str:
+    return paths[0].resolve().parent.name if paths else "study"
+
+
+def _from_datalist(entry: Mapping[str, Any], base: Path | None, named: Mapping[Modality, Path]) -> StudyFiles:
+    images = entry.get("image")
+    if isinstance(images, str):
+        images = [images]
+    if not images or not all(isinstance(path, (str, Path)) for path in images):
+        raise StudyError('A datalist entry needs "image": a path or a list of paths.')
+    paths = [_inside(Path(path), base) for path in images]
+    files = sort_files(paths, named, _common_name(paths))
+    label = entry.get("label")
+    if not isinstance(label, (str, Path)):
+        return files
+    return StudyFiles(files.name, files.scans, _inside(Path(label), base), files.warnings)
+
+
+def _inside(path: Path, base: Path | None) -> Path:
+    """Resolve a datalist's path and hold it inside its base folder."""
+    if base is None:
+        return path
+    resolved = (base / path).resolve()
+    if not resolved.is_relative_to(base.resolve()):
+        raise FileError(
+            f"The datalist names {path}, which lies outside {base}: move the data or change the base folder."
+        )
+    return resolved
+
+
+def find_studies(folder: str | Path) -> list[StudyFiles]:
+    """Find all studies below a folder: folders that hold scans, and the sessions of BIDS trees.
+
+    Folders that hold images of no recognisable modality, or two of one, are passed over here; reading them with
+    :func:`read_study` says why.
+
+    Raises
+    ------
+    FileError
+        The folder does not exist.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise FileError(f"{root} is not a folder: choose a folder of studies.")
+    return list(_walk(root, 0))
+
+
+def _walk(folder: Path, depth: int) -> Iterable[StudyFiles]:
+    members = _members(folder)
+    if members:
+        try:
+            yield sort_files(members, {}, _relative_name(folder))
+            return
+        except StudyError:
+            pass
+    if depth < _DEEPEST:
+        for child in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "derivatives"))):
+            yield from _walk(child, depth + 1)
+
+
+def _relative_name(folder: Path) -> str:
+    """Name a study by its folder; a BIDS session by subject and session."""
+    return f"{folder.parent.name}_{folder.name}" if folder.name.startswith("ses-") else folder.name
