@@ -105,4 +105,5 @@ def _centre(labels: NDArray[Any], box: tuple[slice, ...], value: int) -> NDArray
     index = index[:: max(1, len(index) // _ENOUGH_VOXELS)]
     nearest = index[((index - index.mean(0)) ** 2).sum(1).argmin()]
     start: NDArray[np.int64] = np.array([side.start for side in box])
-    return start + nearest
+    voxel: NDArray[np.int64] = start + nearest
+    return voxel

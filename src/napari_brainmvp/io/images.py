@@ -10,6 +10,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from napari_brainmvp.errors import FileError, StudyError
@@ -120,7 +122,7 @@ def _read_any(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     try:
         image = nib.load(path)
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError) as error:
+    except (ImageFileError, HeaderDataError, ValueError) as error:
         raise FileError(f"{path} is not a valid NIfTI file ({error}): check the file or its name.") from error
     if not isinstance(image, nib.Nifti1Image):
         raise FileError(f"{path} is named like NIfTI but is something else: rename or convert it.")

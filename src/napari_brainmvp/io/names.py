@@ -34,7 +34,7 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     )
 )
 _LABEL = re.compile(
-    r"(?<![a-z])(?:seg|segmentation|segm|dseg|mask|label|labels|lesion ?mask|roi|annotation|gt|ground ?truth|msk)(?![a-z])"
+    r"(?<![a-z])(?:seg|segmentation|segm|dseg|mask|labels?|roi|annotation|gt|ground ?truth|msk)(?![a-z])"
 )
 
 

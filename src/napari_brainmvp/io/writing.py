@@ -37,7 +37,7 @@ def write_label_map(path: Path, data: NDArray[Any], grid: Grid, *, like: Path | 
         The name has another ending, or the file cannot be written.
     """
     top, bottom = int(data.max(initial=0)), int(data.min(initial=0))
-    dtype = np.uint8 if 0 <= bottom and top < 256 else np.int16 if -32768 <= bottom and top < 32768 else np.int32
+    dtype = np.uint8 if bottom >= 0 and top < 256 else np.int16 if bottom >= -32768 and top < 32768 else np.int32
     return _write(path, data.astype(dtype), grid, like, "")
 
 

@@ -111,7 +111,7 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel of each sample of (B, C, X, Y, Z) to mean 0 and variance 1."""
-        normalised = [F.batch_norm(sample, None, None, training=True) for sample in x.split(1)]
+        normalised = [F.batch_norm(sample, None, None, training=True) for sample in x.split(1)]  # type: ignore[no-untyped-call]
         return normalised[0] if len(normalised) == 1 else channels_last(torch.cat(normalised))
 
 

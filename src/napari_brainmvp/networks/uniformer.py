@@ -152,7 +152,7 @@ class AttentionBlock(nn.Module):
         """Map (B, C, D, H, W) to the same shape by three residual steps."""
         x = x + self.pos_embed(x)
         batch, channels, *size = x.shape
-        tokens = x.permute(0, 2, 3, 4, 1).reshape(batch, -1, channels)
+        tokens: Tensor = x.permute(0, 2, 3, 4, 1).reshape(batch, -1, channels)
         tokens = tokens + self.attn(self.norm1(tokens))
         tokens = tokens + self.mlp(self.norm2(tokens))
         return tokens.reshape(batch, *size, channels).permute(0, 4, 1, 2, 3)
