@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +11,10 @@ import numpy as np
 
 from napari_brainmvp.errors import FileError
 from napari_brainmvp.inference import SegmentationResult
+from napari_brainmvp.inference.result import volumes_csv
 from napari_brainmvp.io import stem, write_image, write_label_map, write_text_atomic
 
-__all__ = ["OutputPaths", "as_report", "volumes_csv", "write_outputs"]
+__all__ = ["OutputPaths", "as_report", "write_outputs"]
 
 
 @dataclass(frozen=True)
@@ -76,17 +75,7 @@ def write_outputs(result: SegmentationResult, paths: OutputPaths, like: Path | N
     if paths.uncertainty is not None and result.uncertainty is not None:
         write_image(paths.uncertainty, result.uncertainty, result.grid, like=like, description="normalised entropy")
     if paths.volumes is not None:
-        write_text_atomic(paths.volumes, volumes_csv(result))
-
-
-def volumes_csv(result: SegmentationResult) -> str:
-    """Return the volumes as CSV: value, name, voxels, volume_ml."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("value", "name", "voxels", "volume_ml"))
-    for s in result.structures:
-        writer.writerow((s.value, s.name, s.voxels, f"{s.volume_ml:.4f}"))
-    return text.getvalue()
+        write_text_atomic(paths.volumes, volumes_csv(result.structures))
 
 
 def as_report(result: SegmentationResult, output: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,7 @@ from scipy import ndimage
 from napari_brainmvp.models.card import Label
 from napari_brainmvp.study import Grid
 
-__all__ = ["SegmentationResult", "Structure", "measure"]
+__all__ = ["SegmentationResult", "Structure", "measure", "volumes_csv"]
 
 _ENOUGH_VOXELS = 20_000
 """A structure's centre is looked for among about this many of its voxels."""
@@ -107,3 +109,13 @@ def _centre(labels: NDArray[Any], box: tuple[slice, ...], value: int) -> NDArray
     start: NDArray[np.int64] = np.array([side.start for side in box])
     voxel: NDArray[np.int64] = start + nearest
     return voxel
+
+
+def volumes_csv(structures: Sequence[Structure]) -> str:
+    """Return the volumes as CSV: value, name, voxels, volume_ml."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("value", "name", "voxels", "volume_ml"))
+    for s in structures:
+        writer.writerow((s.value, s.name, s.voxels, f"{s.volume_ml:.4f}"))
+    return text.getvalue()
