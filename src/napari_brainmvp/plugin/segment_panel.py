@@ -1,0 +1,250 @@
+"""The *Segment* panel: a model, one button, and the result as layers and volumes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.utils.notifications import show_error, show_info, show_warning
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QFormLayout,
+    QHBoxLayout,
+    QProgressBar,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QCollapsible
+
+from napari_brainmvp.errors import StudyError
+from napari_brainmvp.models import list_models
+from napari_brainmvp.plugin.layers import Frame, labels_layer, layer_transform, scan_layer
+from napari_brainmvp.plugin.study_panel import StudyPanel
+from napari_brainmvp.plugin.style import heading, main_button, quiet
+from napari_brainmvp.plugin.volume_table import VolumeTable
+from napari_brainmvp.plugin.work import Work
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
+from napari_brainmvp.study import Grid, LabelMap, Modality, Scan
+
+if TYPE_CHECKING:
+    from napari_brainmvp.inference import SegmentationResult, Structure
+
+__all__ = ["SegmentPanel"]
+
+
+class SegmentPanel(QWidget):
+    """Segment the study of a Study panel.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    study : StudyPanel
+        Says what to segment; told which modalities the chosen model works on.
+    """
+
+    finished = Signal()
+    """Emitted when a run has ended, however it ended."""
+
+    def __init__(self, viewer: Any, study: StudyPanel) -> None:
+        super().__init__()
+        self._viewer, self._study = viewer, study
+        self._work: Work | None = None
+        self._shown: tuple[Grid, Frame] | None = None
+        self.model = QComboBox()
+        self.device = QComboBox()
+        self.mirror = QCheckBox("Average with the mirror image")
+        self.probabilities = QCheckBox("Show class probabilities")
+        self.uncertainty = QCheckBox("Show uncertainty")
+        self.button = main_button("Segment")
+        self.cancel = QPushButton("Cancel")
+        self.bar = QProgressBar()
+        self.status = quiet("")
+        self.volumes = VolumeTable()
+        self._build()
+        self.refresh_models()
+        self._update_button()
+
+    def _build(self) -> None:
+        self.model.setToolTip("Models that ship, and those in your models folder.")
+        self.device.addItems(["auto", "cpu", "cuda", "mps"])
+        self.device.setToolTip("auto takes a GPU where there is one.")
+        self.mirror.setToolTip("Twice the time, a little more accurate.")
+        self.uncertainty.setToolTip("0 where the model is certain, 1 where it cannot decide.")
+        self.button.setToolTip("Segment the study (Ctrl+Return)")
+        self.button.setShortcut("Ctrl+Return")
+        self.bar.setTextVisible(False)
+        self.bar.setFixedHeight(8)
+        options = QCollapsible("Options")
+        inside = QWidget()
+        form = QFormLayout(inside)
+        form.addRow("Compute on", self.device)
+        for box in (self.mirror, self.probabilities, self.uncertainty):
+            form.addRow(box)
+        options.addWidget(inside)
+        chooser = QFormLayout()
+        chooser.addRow("Model", self.model)
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.button, 1)
+        buttons.addWidget(self.cancel)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(heading("Segment"))
+        layout.addLayout(chooser)
+        layout.addWidget(options)
+        layout.addLayout(buttons)
+        for part in (self.bar, self.status, self.volumes):
+            layout.addWidget(part)
+        self.cancel.hide()
+        self.bar.hide()
+        self.button.clicked.connect(self.start)
+        self.cancel.clicked.connect(self.stop)
+        self.model.currentIndexChanged.connect(self._model_chosen)
+        self._study.changed.connect(self._update_button)
+        self.volumes.picked.connect(self._go_to)
+
+    def refresh_models(self) -> None:
+        """List the installed segmentation models again."""
+        chosen = self.model.currentData()
+        self.model.clear()
+        for entry in list_models():
+            if entry.card.task == "segmentation":
+                self.model.addItem(entry.card.title or entry.card.name, entry)
+                self.model.setItemData(self.model.count() - 1, entry.card.description, 3)  # Qt.ToolTipRole
+        names = [self.model.itemData(k).card.name for k in range(self.model.count())]
+        if chosen is not None and chosen.card.name in names:
+            self.model.setCurrentIndex(names.index(chosen.card.name))
+
+    def _model_chosen(self) -> None:
+        entry = self.model.currentData()
+        if entry is not None:
+            self._study.set_modalities(entry.card.modalities)
+        self._update_button()
+
+    def _update_button(self) -> None:
+        has_model, has_study = self.model.currentData() is not None, bool(self._study.assigned())
+        self.button.setEnabled(self._work is None and has_model and has_study)
+        if self._work is None and not has_model:
+            self.status.setText("No model is installed: brainmvp models import FILE adds one.")
+        elif self._work is None and not has_study:
+            self.status.setText("Choose at least one layer in the Study panel.")
+        elif self._work is None and not self.volumes.structures:
+            self.status.setText("")
+
+    def start(self) -> None:
+        """Segment in the background."""
+        if self._work is not None:
+            return
+        try:
+            make_study = self._study.study()
+        except StudyError as error:
+            show_warning(str(error))
+            return
+        folder, device = self.model.currentData().folder, self.device.currentText()
+        mirror, maps, uncertain = (b.isChecked() for b in (self.mirror, self.probabilities, self.uncertainty))
+        frame = self._study.frame()
+
+        def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
+            from napari_brainmvp.inference import SegmentOptions, segment
+
+            options = SegmentOptions(device=device, mirror=mirror, probabilities=maps, uncertainty=uncertain)
+            result = segment(make_study(), folder, options, progress, cancel)
+            return result, _layers(result, frame)
+
+        work = Work(run)
+        work.progressed.connect(self._progressed)
+        work.done.connect(lambda made: self._done(made[0], made[1], frame))
+        work.failed.connect(lambda message: self._ended(message, show_error))
+        work.crashed.connect(self._crashed)
+        work.cancelled.connect(lambda: self._ended("Cancelled."))
+        self._work = work
+        self.button.setText("Segmenting…")
+        self.bar.setRange(0, 0)
+        for part in (self.cancel, self.bar):
+            part.show()
+        self._update_button()
+        work.start()
+
+    def stop(self) -> None:
+        """Ask the run to stop; it does within one window."""
+        if self._work is not None:
+            self.status.setText("Cancelling…")
+            self._work.cancel()
+
+    def abandon(self) -> None:
+        """Forget a run because the window closes."""
+        if self._work is not None:
+            self._work.abandon()
+            self._work = None
+
+    def _progressed(self, progress: Progress) -> None:
+        self.bar.setRange(0, progress.total)
+        self.bar.setValue(progress.done)
+        self.status.setText(f"{progress.step}…" if not progress.total else f"{progress.step}: {progress.fraction:.0%}")
+
+    def _done(self, result: SegmentationResult, layers: list[Any], frame: Frame) -> None:
+        for data, options, kind in layers:
+            self._add(data, options, kind)
+        self._shown = (result.grid, frame)
+        self.volumes.show_structures(result.structures)
+        self._ended(f"Done in {result.seconds:.0f} s on {result.device}. " + " ".join(result.warnings))
+        if result.warnings:
+            show_info("\n".join(result.warnings))
+
+    def _add(self, data: Any, options: dict[str, Any], kind: str) -> None:
+        """Add a result layer, beside and never in place of one that is there."""
+        add = self._viewer.add_labels if kind == "labels" else self._viewer.add_image
+        add(data, **options)
+
+    def _crashed(self, error: Exception) -> None:
+        self._ended("Something went wrong; see the notification.")
+        raise error
+
+    def _ended(self, message: str, notify: Any = None) -> None:
+        self._work = None
+        self.button.setText("Segment")
+        for part in (self.cancel, self.bar):
+            part.hide()
+        self._update_button()
+        self.status.setText(message)
+        if notify is not None:
+            notify(message)
+        self.finished.emit()
+
+    def _go_to(self, structure: Structure) -> None:
+        """Move the slice and the camera to a structure."""
+        if self._shown is None or structure.centre_mm is None:
+            return
+        grid, frame = self._shown
+        index = grid.to_index(structure.centre_mm)[::-1]
+        point = (layer_transform(grid, frame) @ [*index, 1.0])[:3]
+        self._viewer.dims.set_point(range(3), point)
+        self._viewer.camera.center = tuple(point)
+
+
+def _layers(result: SegmentationResult, frame: Frame) -> list[Any]:
+    """Make the layer tuples of a result: probabilities and uncertainty below, labels on top."""
+    layers: list[Any] = []
+    if result.probabilities is not None:
+        for name, values in zip(result.channel_names, result.probabilities, strict=True):
+            layers.append(_map_layer(values, result.grid, frame, f"p({name})", "viridis"))
+    if result.uncertainty is not None:
+        layers.append(_map_layer(result.uncertainty, result.grid, frame, "Uncertainty", "magma"))
+    data, options, kind = labels_layer(LabelMap(result.labels, result.grid), frame, "Segmentation")
+    colors: dict[int | None, str] = {s.value: s.color for s in result.structures}
+    names = {0: "background", **{s.value: s.name for s in result.structures}}
+    options |= {
+        "colormap": colors | {None: "transparent"},
+        "features": {"index": list(names), "structure": list(names.values())},
+        "opacity": 0.55,
+    }
+    return [*layers, (data, options, kind)]
+
+
+def _map_layer(values: Any, grid: Grid, frame: Frame, name: str, colormap: str) -> Any:
+    scan = Scan(Modality("result", name, ""), np.asarray(values, np.float32), grid)
+    data, options, kind = scan_layer(scan, frame, visible=False)
+    options |= {"colormap": colormap, "contrast_limits": (0, 1), "opacity": 0.7, "name": name}
+    return data, options, kind

@@ -1,0 +1,195 @@
+"""The *Study* panel: which layer is which modality, and on which grid results are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFormLayout,
+    QHeaderView,
+    QTableWidget,
+    QTableWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_brainmvp.errors import StudyError
+from napari_brainmvp.plugin.layers import Frame, layer_grid, layer_modality, layer_scan, shared_frame, upright_frame
+from napari_brainmvp.plugin.style import chip, heading, quiet
+from napari_brainmvp.study import MODALITIES, Study, modality
+
+__all__ = ["StudyPanel"]
+
+_NONE = "–"
+
+
+class StudyPanel(QWidget):
+    """A table of modalities and the layers that show them.
+
+    Layers are recognised by how they were read, by their names, or by their files; every choice can be changed. A
+    layer that was chosen by hand stays chosen as long as it exists.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    """
+
+    changed = Signal()
+    """Emitted when the study is another one, or none."""
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__()
+        self._viewer = viewer
+        self._keys: tuple[str, ...] = ("t1", "t1c", "t2", "flair")
+        self._by_hand: dict[str, Any] = {}
+        self._boxes: dict[str, QComboBox] = {}
+        self._listened: list[Any] = []
+        self.table = QTableWidget(0, 3)
+        self.reference = QComboBox()
+        self.hint = quiet("Open a study: File ▸ Open Folder…, drop a folder here, or File ▸ Open Sample ▸ BrainMVP.")
+        self._build()
+        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
+            event.connect(self._layers_changed)
+        self._layers_changed()
+
+    def _build(self) -> None:
+        self.table.setHorizontalHeaderLabels(["Modality", "Layer", ""])
+        self.table.verticalHeader().hide()
+        self.table.setSelectionMode(QTableWidget.SelectionMode.NoSelection)
+        self.table.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.table.setShowGrid(False)
+        self.table.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        header = self.table.horizontalHeader()
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.ResizeToContents)
+        header.setSectionResizeMode(1, QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(2, QHeaderView.ResizeMode.ResizeToContents)
+        self.reference.setToolTip("Results are given voxel for voxel on this scan's own grid.")
+        self.reference.currentIndexChanged.connect(self._refresh)
+        form = QFormLayout()
+        form.addRow("Result on the grid of", self.reference)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        for part in (heading("Study"), self.hint, self.table):
+            layout.addWidget(part)
+        layout.addLayout(form)
+
+    def set_modalities(self, keys: Sequence[str]) -> None:
+        """Show rows for these modality keys: those the chosen model works on."""
+        if tuple(keys) != self._keys:
+            self._keys = tuple(keys)
+            self._layers_changed()
+
+    def assigned(self) -> dict[str, Any]:
+        """Return the layer of each modality that has one, by modality key."""
+        return {key: layer for key in self._keys if (layer := self._boxes[key].currentData()) is not None}
+
+    def reference_key(self) -> str:
+        """Return the modality whose grid results are given on; empty without any layer."""
+        assigned = self.assigned()
+        chosen = self.reference.currentData()
+        if chosen in assigned:
+            return str(chosen)
+        return max(assigned, key=lambda key: assigned[key].data.size) if assigned else ""
+
+    def frame(self) -> Frame:
+        """Return the frame in which the viewer shows the study."""
+        assigned = self.assigned()
+        shared = shared_frame(assigned.values())
+        return upright_frame(layer_grid(assigned[self.reference_key()])) if shared is None else shared
+
+    def study(self) -> Callable[[], Study]:
+        """Return a function that makes the study; call it in the worker, where converting arrays hurts nobody.
+
+        Raises
+        ------
+        StudyError
+            No layer is chosen.
+        """
+        assigned, reference = self.assigned(), self.reference_key()
+        if not assigned:
+            raise StudyError("There is no scan to work on: open a study, or choose layers in the Study panel.")
+        name = next(iter(assigned.values())).name
+
+        def make() -> Study:
+            return Study(name, {key: layer_scan(layer, modality(key)) for key, layer in assigned.items()}, reference)
+
+        return make
+
+    def _images(self) -> list[Any]:
+        return [layer for layer in self._viewer.layers if layer._type_string == "image" and layer.data.ndim == 3]
+
+    def _layers_changed(self, event: object = None) -> None:
+        images = self._images()
+        self._listen(images)
+        self._by_hand = {k: v for k, v in self._by_hand.items() if v is None or v in images}
+        guesses: dict[str, Any] = {}
+        for layer in images:
+            kind = layer_modality(layer)
+            if kind is not None:
+                guesses[kind.key] = layer
+        keys = self._keys
+        self.table.setRowCount(len(keys))
+        self._boxes = {}
+        for row, key in enumerate(keys):
+            self._add_row(row, key, images, self._by_hand.get(key, guesses.get(key)))
+        self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 30 * len(keys) + 4)
+        self.hint.setVisible(not images)
+        self._refresh()
+
+    def _listen(self, images: list[Any]) -> None:
+        """Follow names and transforms of the layers that are there."""
+        for layer in images:
+            if not any(layer is known for known in self._listened):
+                layer.events.name.connect(self._layers_changed)
+                for event in (layer.events.affine, layer.events.scale, layer.events.translate):
+                    event.connect(self._refresh)
+        self._listened = images
+
+    def _add_row(self, row: int, key: str, images: list[Any], chosen: Any) -> None:
+        known = MODALITIES.get(key)
+        item = QTableWidgetItem(modality(key).title)
+        item.setToolTip(known.meaning if known else "")
+        item.setFlags(Qt.ItemFlag.ItemIsEnabled)
+        self.table.setItem(row, 0, item)
+        self.table.setRowHeight(row, 30)
+        box = QComboBox()
+        box.addItem(_NONE, None)
+        for layer in images:
+            box.addItem(layer.name, layer)
+        box.setCurrentIndex(next((k + 1 for k, layer in enumerate(images) if layer is chosen), 0))
+        box.currentIndexChanged.connect(lambda _, key=key, box=box: self._choose(key, box))
+        self._boxes[key] = box
+        self.table.setCellWidget(row, 1, box)
+
+    def _choose(self, key: str, box: QComboBox) -> None:
+        self._by_hand[key] = box.currentData()
+        self._refresh()
+
+    def _refresh(self, event: object = None) -> None:
+        assigned = self.assigned()
+        self._fill_reference(assigned)
+        reference = self.reference_key()
+        grid = layer_grid(assigned[reference]) if reference else None
+        for row, key in enumerate(self._keys):
+            if key not in assigned or grid is None:
+                pill = chip("missing", "off", "The model's template stands in for it, at some cost in accuracy.")
+            elif layer_grid(assigned[key]).same_as(grid):
+                pill = chip("on grid", "good", "Lies on the grid of the result.")
+            else:
+                pill = chip("will be resampled", "warn", "Lies on another grid and is resampled for the network.")
+            self.table.setItem(row, 2, pill)
+        self.changed.emit()
+
+    def _fill_reference(self, assigned: dict[str, Any]) -> None:
+        chosen = self.reference.currentData()
+        self.reference.blockSignals(True)
+        self.reference.clear()
+        self.reference.addItem("the largest scan", "")
+        for key in assigned:
+            self.reference.addItem(modality(key).title, key)
+        self.reference.setCurrentIndex(max(0, self.reference.findData(chosen)))
+        self.reference.setEnabled(bool(assigned))
+        self.reference.blockSignals(False)

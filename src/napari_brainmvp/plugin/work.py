@@ -1,0 +1,90 @@
+"""Run the engine in a thread: low priority, with progress, cancel, and silence once nobody waits for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from qtpy.QtCore import QObject, Signal
+
+from napari_brainmvp.errors import BrainMVPError, Cancelled
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
+
+__all__ = ["Work"]
+
+
+class Work(QObject):
+    """One piece of work in a thread of its own.
+
+    Signals arrive in the GUI's thread. After :meth:`abandon` none arrives any more.
+
+    Parameters
+    ----------
+    function : callable
+        Called with a progress callback and a cancel token; what it returns is emitted.
+    """
+
+    progressed = Signal(object)
+    done = Signal(object)
+    failed = Signal(str)
+    cancelled = Signal()
+    crashed = Signal(object)
+    """Emits an exception that is nobody's fault but ours."""
+
+    def __init__(self, function: Callable[[ProgressCallback, CancelToken], Any]) -> None:
+        super().__init__()
+        self._function = function
+        self._token = CancelToken()
+        self._abandoned = False
+        self._thread = threading.Thread(target=self._run, name="brainmvp", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Ask the work to stop; :attr:`cancelled` is emitted when it has."""
+        self._token.cancel()
+
+    def abandon(self) -> None:
+        """Stop the work and ignore whatever it still has to say."""
+        self._abandoned = True
+        self._token.cancel()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the thread to end; tell whether it has."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        _step_back()
+        try:
+            result = self._function(lambda progress: self._emit(self.progressed, progress), self._token)
+        except Cancelled:
+            self._emit(self.cancelled)
+        except BrainMVPError as error:
+            self._emit(self.failed, str(error))
+        except Exception as error:
+            self._emit(self.crashed, error)
+        else:
+            if self._token.cancelled:
+                self._emit(self.cancelled)
+            else:
+                self._emit(self.done, result)
+
+    def _emit(self, signal: Any, *values: Progress | Any) -> None:
+        if self._abandoned:
+            return
+        try:
+            signal.emit(*values)
+        except RuntimeError:  # the window was closed in this very moment and Qt has deleted us
+            self._abandoned = True
+
+
+def _step_back() -> None:
+    """Let the GUI's thread go first: on Linux every thread has a priority, and the threads torch starts inherit it."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
