@@ -1,8 +1,10 @@
 """Networks: pure modules, no files, no studies."""
 
 from napari_brainmvp.networks.layers import channels_last
+from napari_brainmvp.networks.pretraining import PretrainingNetwork
 from napari_brainmvp.networks.segmentation import SegmentationNetwork
 from napari_brainmvp.networks.templates import ModalityTemplates
+from napari_brainmvp.networks.unet3d import UNet3DPretrainingNetwork
 from napari_brainmvp.networks.uniformer import (
     STRIDE,
     UNIFORMER_COMPACT,
@@ -17,7 +19,9 @@ __all__ = [
     "UNIFORMER_SMALL",
     "EncoderSpec",
     "ModalityTemplates",
+    "PretrainingNetwork",
     "SegmentationNetwork",
+    "UNet3DPretrainingNetwork",
     "UniFormer",
     "channels_last",
 ]

@@ -124,8 +124,10 @@ class SegmentationNetwork(nn.Module):
         deep_supervision: bool = True,
     ) -> None:
         super().__init__()
+        self.out_channels = out_channels
+        self.full_resolution_channels = full_resolution_channels or spec.channels[0]
         self.encoder = UniFormer(in_channels, spec)
-        self.decoder = _Decoder(in_channels, out_channels, spec, full_resolution_channels or spec.channels[0])
+        self.decoder = _Decoder(in_channels, out_channels, spec, self.full_resolution_channels)
         heads = [nn.Conv3d(spec.channels[1], out_channels, 1), nn.Conv3d(spec.channels[0], out_channels, 1)]
         self.ms_out = nn.ModuleList(heads if deep_supervision else [])
 

@@ -171,7 +171,7 @@ class UniFormer(nn.Module):
 
     def __init__(self, in_channels: int, spec: EncoderSpec = UNIFORMER_SMALL) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.in_channels = spec, in_channels
         width_in = in_channels
         for stage, (width, depth) in enumerate(zip(spec.channels, spec.depths, strict=True), start=1):
             hidden = round(width * spec.mlp_ratio)
