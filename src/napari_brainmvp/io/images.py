@@ -120,6 +120,8 @@ def _read_any(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    with path.open("rb"):
+        pass  # nibabel says of a file it may not read that it is no image
     try:
         image = nib.load(path)
     except (ImageFileError, HeaderDataError, ValueError) as error:
@@ -133,9 +135,21 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
         raise StudyError(f"{path} has no affine (sform and qform codes are 0): where its voxels lie is unknown.")
     _check_size(path, image.shape, image.get_data_dtype().itemsize)
     try:
+        if path.name.lower().endswith(".gz"):
+            image = _unpack(path, image)
         return np.asanyarray(image.dataobj), np.asarray(image.affine, np.float64)
     except ValueError as error:  # nibabel reports a short file this way
         raise FileError(f"{path} is truncated or damaged ({error}): copy it again from its source.") from error
+
+
+def _unpack(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Read a compressed file to its very end, where its checksum is: nibabel stops before and misses damage."""
+    size = int(image.header["vox_offset"]) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
+    with gzip.open(path) as file:
+        content = file.read(size)
+        if file.read(1 << 16) and file.read(1):
+            raise FileError(f"{path} goes on after its last voxel: its header is damaged.")
+    return nib.Nifti1Image.from_bytes(content)
 
 
 def _check_size(path: Path, shape: tuple[int, ...], itemsize: int) -> None:

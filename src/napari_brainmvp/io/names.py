@@ -13,7 +13,7 @@ _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".dcm")
 
 _CONTRAST = re.compile(
     r"(?<![a-z])(t1[a-z]*?(ce|gd|gad|c|km|post|contrast)|ce[- ]?gadolinium|gadolinium|gado?|gd|km|post(contrast)?|"
-    r"postgd|contrast|ce|cm|c\+|with ?contrast)(?![a-z])"
+    r"postgd|contrast|ce|cm|c\+|\+ ?c|with ?contrast)(?![a-z])"
 )
 _WITHOUT = re.compile(
     r"(?<![a-z])(pre|native|nativ|without|no ?contrast|noncontrast|non ?contrast|precontrast)(?![a-z])"

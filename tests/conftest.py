@@ -1,0 +1,45 @@
+"""Shared fixtures. Tests make their own data; they never need a network connection or a GPU."""
+
+import os
+
+os.environ.setdefault("NAPARI_ASYNC", "0")
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from models_for_tests import tiny_model
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A model registry of its own, with the tiny model in it."""
+    monkeypatch.setenv("BRAINMVP_HOME", str(tmp_path / "home"))
+    tiny_model(tmp_path / "home" / "models")
+    return tmp_path / "home"
+
+
+def brain(shape=(40, 44, 36), seed=0) -> np.ndarray:
+    """A ball of textured intensities in zeros."""
+    rng = np.random.default_rng(seed)
+    index = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"), -1)
+    inside = np.linalg.norm(index, axis=-1) < 0.8
+    return np.where(inside, rng.uniform(50, 150, shape), 0).astype(np.float32)
+
+
+def save(path, data, affine=None, **header) -> None:
+    image = nib.Nifti1Image(data, np.diag([1.0, 1, 1, 1]) if affine is None else affine)
+    for key, value in header.items():
+        image.header[key] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, path)
+
+
+@pytest.fixture
+def study_folder(tmp_path):
+    """A BraTS-like study in LPS orientation."""
+    folder = tmp_path / "BraTS-GLI-00001-000"
+    affine = np.array([[-1.0, 0, 0, 20], [0, -1, 0, 30], [0, 0, 1, -10], [0, 0, 0, 1]])
+    for seed, key in enumerate(("t1n", "t1c", "t2w", "t2f")):
+        save(folder / f"{folder.name}-{key}.nii.gz", brain(seed=seed), affine)
+    return folder

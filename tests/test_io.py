@@ -1,0 +1,196 @@
+"""Reading and writing: names, formats, headers."""
+
+import datetime
+
+import nibabel as nib
+import nrrd
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from conftest import brain, save
+from napari_brainmvp.errors import FileError, StudyError
+from napari_brainmvp.io import (
+    find_studies,
+    guess_modality,
+    is_label_name,
+    read_image,
+    read_label_map,
+    read_study,
+    write_image,
+    write_label_map,
+)
+from napari_brainmvp.study import Grid, modality
+
+NAMES = {
+    "t1": "BraTS-GLI-00000-000-t1n Brats18_2013_23_1_t1 sub-01_T1w t1_mprage IXI002-Guys-0828-T1 t1_pre_contrast "
+    "sub-01_acq-highres_T1w AX_T1_SE sag_MPRAGE T1 3D_BRAVO t1_native_tra",
+    "t1c": "BraTS-GLI-00000-000-t1c Brats18_2013_23_1_t1ce sub-01_ce-gadolinium_T1w t1_mprage_gd T1_SE_post T1Gd "
+    "AX_T1_POST_GAD patient26_T1ce T1-km t1+c_tra mprage_post",
+    "t2": "BraTS-GLI-00000-000-t2w Brats18_2013_23_1_t2 sub-01_T2w AX_T2_TSE T2",
+    "flair": "BraTS-GLI-00000-000-t2f Brats18_2013_23_1_flair sub-01_FLAIR T2_FLAIR t2_tirm_dark-fluid_tra FLAIR_3D",
+    "dwi": "sub-strokecase0001_ses-0001_dwi ep2d_diff_trace DWI_b1000 ep2d_diff_TRACEW",
+    "adc": "sub-strokecase0001_ses-0001_adc ep2d_diff_ADC ADC_map dADC",
+    "mra": "3D_TOF IXI002-Guys-0828-MRA TOF_angio sub-01_angio",
+    "pd": "IXI002-Guys-0828-PD sub-01_PDw proton_density",
+}
+
+
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key, names in NAMES.items() for name in names.split()])
+def test_the_modality_is_told_from_the_name(key, name):
+    found = guess_modality(f"/somewhere/t1/{name}.nii.gz")
+    assert found is not None
+    assert found.key == key
+
+
+@pytest.mark.parametrize("name", ["photo", "pdf_scan", "t10", "t21", "updated", "cat1", "scan_003", "adcock"])
+def test_other_words_are_no_modality(name):
+    assert guess_modality(f"{name}.nii.gz") is None
+
+
+@pytest.mark.parametrize("name", ["x-seg.nii.gz", "sub-01_dseg.nii.gz", "lesion_mask.nii", "labels.nrrd"])
+def test_labels_are_told_from_the_name(name):
+    assert is_label_name(name)
+
+
+def test_a_study_folder(study_folder):
+    save(study_folder / "x-seg.nii.gz", (brain() > 100).astype(np.uint8))
+    study = read_study(study_folder)
+    assert list(study.scans) == ["t1", "t1c", "t2", "flair"]
+    assert study.name == "BraTS-GLI-00001-000"
+    assert study.grid.axcodes == ("L", "P", "S")
+    assert study.on_one_grid
+    assert study.labels is not None
+    assert set(np.unique(study.labels.data)) == {0, 1}
+
+
+def test_modalities_can_be_said(study_folder):
+    odd = study_folder / "scan7.nii.gz"
+    save(odd, brain(seed=9))
+    study = read_study(study_folder, modalities={"t1c": odd, "SWI": study_folder / "BraTS-GLI-00001-000-t2f.nii.gz"})
+    assert study.scans["t1c"].path == odd
+    assert "swi" in study.scans
+    assert "flair" not in study.scans
+
+
+def test_datalist_entries_are_held_inside_their_base(study_folder, tmp_path):
+    entry = {"image": [f"{study_folder.name}/{p.name}" for p in sorted(study_folder.iterdir())]}
+    assert len(read_study(entry, base=tmp_path).scans) == 4
+    with pytest.raises(FileError, match="lies outside"):
+        read_study({"image": ["../../etc/passwd_t1.nii.gz"]}, base=study_folder)
+    with pytest.raises(StudyError, match="image"):
+        read_study({"label": "x"}, base=study_folder)
+
+
+def test_find_studies_in_bids_and_plain_trees(tmp_path):
+    for subject in ("sub-01", "sub-02"):
+        save(tmp_path / "bids" / subject / "ses-1" / "anat" / f"{subject}_ses-1_T1w.nii.gz", brain())
+        save(tmp_path / "bids" / subject / "ses-1" / "dwi" / f"{subject}_ses-1_dwi.nii.gz", brain())
+    save(tmp_path / "plain" / "case7" / "flair.nii.gz", brain())
+    found = {s.name: sorted(s.scans) for s in find_studies(tmp_path)}
+    assert found == {"sub-01_ses-1": ["dwi", "t1"], "sub-02_ses-1": ["dwi", "t1"], "case7": ["flair"]}
+
+
+def test_nifti_round_trip_keeps_header_and_integers(tmp_path):
+    affine = nib.affines.from_matvec(np.diag([0.9, 1.1, 5.0]), [1, 2, 3])
+    turn = np.deg2rad(11)
+    affine[:3, :3] = (
+        np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]) @ (affine[:3, :3])
+    )
+    image = nib.Nifti1Image(brain((20, 22, 6)), None)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=4)
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, tmp_path / "t1.nii.gz")
+    data, grid, _ = read_image(tmp_path / "t1.nii.gz")
+    labels = (np.arange(data.size).reshape(data.shape) % 300).astype(np.uint16)
+    write_label_map(tmp_path / "out.nii.gz", labels, grid, like=tmp_path / "t1.nii.gz")
+    back, source = nib.load(tmp_path / "out.nii.gz"), nib.load(tmp_path / "t1.nii.gz")
+    np.testing.assert_array_equal(np.asarray(back.dataobj), labels)
+    assert back.shape == source.shape
+    for get in ("get_sform", "get_qform"):
+        np.testing.assert_array_equal(getattr(back, get)(), getattr(source, get)())
+    np.testing.assert_array_equal(back.header.get_zooms(), source.header.get_zooms())
+    for field in ("sform_code", "qform_code", "xyzt_units"):
+        assert back.header[field] == source.header[field]
+    again = read_label_map(tmp_path / "out.nii.gz")
+    np.testing.assert_array_equal(again.data, labels)
+    assert again.grid.same_as(grid)
+
+
+def test_images_are_written_as_they_are(tmp_path):
+    grid = Grid((4, 5, 6), np.diag([2.0, 2, 2, 1]))
+    values = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
+    write_image(tmp_path / "p.nii", values, grid, description="imputed FLAIR")
+    back = nib.load(tmp_path / "p.nii")
+    np.testing.assert_array_equal(np.asarray(back.dataobj), values)
+    assert bytes(back.header["descrip"].tobytes()).startswith(b"imputed FLAIR")
+
+
+def test_nrrd_is_turned_from_lps(tmp_path):
+    data = brain((10, 12, 8))
+    directions = np.array([[0, 1.5, 0], [-1.0, 0, 0], [0, 0, 2.0]])
+    header = {"space": "left-posterior-superior", "space directions": directions, "space origin": [5.0, 6.0, 7.0]}
+    nrrd.write(str(tmp_path / "t2.nrrd"), data, header)
+    values, grid, _ = read_image(tmp_path / "t2.nrrd")
+    np.testing.assert_allclose(values, data)
+    world_lps = np.array([5.0, 6, 7]) + 2 * directions[0] + 3 * directions[1] + 4 * directions[2]
+    np.testing.assert_allclose(grid.to_world([2, 3, 4]), world_lps * [-1, -1, 1])
+
+
+def write_series(folder, slices=6, rows=8, columns=10, description="t2_tse", uid=None) -> np.ndarray:
+    """Write a DICOM series out of order; returns the array (column, row, slice)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    uid = uid or generate_uid()
+    data = np.random.default_rng(1).integers(0, 1000, (columns, rows, slices)).astype(np.uint16)
+    for k in reversed(range(slices)):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        ds.SeriesInstanceUID, ds.SeriesDescription, ds.Modality = uid, description, "MR"
+        ds.ContentDate = datetime.date(2020, 1, 1).strftime("%Y%m%d")
+        ds.ImagePositionPatient = [-20.0, 30.0, 5.0 + 4.0 * k]
+        ds.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        ds.PixelSpacing = [1.5, 0.8]
+        ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = rows, columns, 1, "MONOCHROME2"
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+        ds.RescaleSlope, ds.RescaleIntercept = "2", "-3"
+        ds.PixelData = data[:, :, k].T.tobytes()
+        pydicom.dcmwrite(folder / f"im{(k * 7) % 11:03d}.dcm", ds, enforce_file_format=True)
+    return data
+
+
+def test_a_dicom_series_is_sorted_scaled_and_turned(tmp_path):
+    data = write_series(tmp_path / "study" / "series7")
+    study = read_study(tmp_path / "study")
+    scan = study.scans["t2"]
+    np.testing.assert_allclose(scan.data, 2.0 * data - 3)
+    lps = np.array([-20 + 0.8 * 2, 30 + 1.5 * 3, 5 + 4.0 * 4])
+    np.testing.assert_allclose(scan.grid.to_world([2, 3, 4]), lps * [-1, -1, 1])
+
+
+def test_two_series_in_one_folder_are_refused(tmp_path):
+    write_series(tmp_path / "t1", slices=2)
+    for path in (tmp_path / "t1").iterdir():
+        path.rename(path.with_name("first_" + path.name))
+    write_series(tmp_path / "t1", slices=2)
+    with pytest.raises(StudyError, match="several DICOM series"):
+        read_study(tmp_path / "t1")
+
+
+def test_missing_slices_are_noticed(tmp_path):
+    write_series(tmp_path / "t1", slices=6)
+    (tmp_path / "t1" / "im010.dcm").unlink()  # slice 3
+    with pytest.raises(StudyError, match="evenly spaced"):
+        read_study(tmp_path / "t1")
+
+
+def test_modality_names():
+    assert modality("T1-Gd").key == "t1c"
+    assert modality("SWI").key == "swi"
+    with pytest.raises(StudyError):
+        modality("--")
