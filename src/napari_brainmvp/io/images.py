@@ -144,7 +144,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 def _unpack(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
     """Read a compressed file to its very end, where its checksum is: nibabel stops before and misses damage."""
-    size = int(image.header["vox_offset"]) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
+    size = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
     with gzip.open(path) as file:
         content = file.read(size)
         if file.read(1 << 16) and file.read(1):

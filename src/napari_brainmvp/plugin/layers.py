@@ -58,7 +58,10 @@ class LayerOrigin:
     grid : Grid
         The scan's own grid.
     shown : Grid
-        The grid of the layer's data: the same, except for scans that were interpolated for display.
+        The grid of the layer's data: the same with its axes in the order of the viewer's, except for scans that were
+        interpolated for display.
+    order : tuple of int
+        Axis of the scan for each axis of ``shown``.
     frame : ndarray of shape (4, 4)
         Rigid turn from RAS to the upright frame the viewer shows.
     scan : Scan or LabelMap or None
@@ -69,10 +72,15 @@ class LayerOrigin:
 
     grid: Grid
     shown: Grid
+    order: tuple[int, int, int]
     frame: Frame
     scan: Scan | LabelMap | None = None
     modality: Modality | None = None
     path: Path | None = None
+
+    def unpermute(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Take an array on ``shown`` to the scan's own order of axes."""
+        return values.transpose(np.argsort(self.order))
 
 
 def layer_transform(grid: Grid, frame: Frame | None = None) -> NDArray[np.float64]:
@@ -114,9 +122,10 @@ def layer_scan(layer: Any, kind: Modality) -> Scan:
     origin = layer.metadata.get(KEY)
     if isinstance(origin, LayerOrigin) and grid is origin.shown and isinstance(origin.scan, Scan):
         return replace(origin.scan, modality=kind)
-    path = origin.path if isinstance(origin, LayerOrigin) else None
     values = np.nan_to_num(np.asarray(layer.data, np.float32).T, posinf=0, neginf=0)
-    return Scan(kind, values, grid, path)
+    if isinstance(origin, LayerOrigin) and grid is origin.shown:
+        return Scan(kind, origin.unpermute(values), origin.grid, origin.path)
+    return Scan(kind, values, grid, origin.path if isinstance(origin, LayerOrigin) else None)
 
 
 def layer_path(layer: Any) -> Path | None:
@@ -206,11 +215,25 @@ def _origin(scan: Scan | LabelMap, frame: Frame, interpolation: str) -> tuple[La
     """Return the origin and the layer data; interpolated only where napari could not slice the scan as it is."""
     in_frame = Grid(scan.grid.shape, frame @ scan.grid.affine)
     if not _askew(in_frame):
-        return LayerOrigin(scan.grid, scan.grid, frame), scan.data.T
+        order = _order(in_frame)
+        shown = _permuted(scan.grid, order)
+        return LayerOrigin(scan.grid, shown, order, frame), scan.data.transpose(order).T
     upright = Grid(in_frame.shape, upright_frame(in_frame) @ in_frame.affine)
-    shown = Grid(upright.shape, np.linalg.inv(frame) @ upright.affine)
-    data = _interpolate(scan, shown, interpolation)
-    return LayerOrigin(scan.grid, shown, frame, scan), data.T
+    order = _order(upright)
+    shown = _permuted(Grid(upright.shape, np.linalg.inv(frame) @ upright.affine), order)
+    return LayerOrigin(scan.grid, shown, order, frame, scan), _interpolate(scan, shown, interpolation).T
+
+
+def _order(grid: Grid) -> tuple[int, int, int]:
+    """Return the grid's axis that runs along each world axis: napari slices a layer along its own axes only."""
+    a, b, c = (int(k) for k in np.argsort(np.abs(grid.affine[:3, :3]).argmax(axis=0)))
+    return a, b, c
+
+
+def _permuted(grid: Grid, order: tuple[int, int, int]) -> Grid:
+    if order == (0, 1, 2):
+        return grid
+    return Grid(tuple(grid.shape[k] for k in order), grid.affine[:, [*order, 3]])
 
 
 def _interpolate(scan: Scan | LabelMap, target: Grid, interpolation: str) -> NDArray[Any]:

@@ -21,8 +21,9 @@ def write_labels_layer(path: str, data: Any, attributes: dict[str, Any]) -> list
     values = np.asarray(layer.data).T
     origin = layer.metadata.get(KEY)
     grid = layer_grid(layer)
-    if isinstance(origin, LayerOrigin) and origin.scan is not None and grid is origin.shown:
-        values, grid = _back_onto(values, origin), origin.grid
+    if isinstance(origin, LayerOrigin) and grid is origin.shown:
+        values = origin.unpermute(values) if origin.scan is None else _back_onto(values, origin)
+        grid = origin.grid
     return [str(write_label_map(Path(path), values, grid, like=layer_path(layer)))]
 
 
@@ -31,8 +32,9 @@ def write_image_layer(path: str, data: Any, attributes: dict[str, Any]) -> list[
     layer = _layer(data, attributes, "image")
     origin = layer.metadata.get(KEY)
     grid, values = layer_grid(layer), np.asarray(layer.data).T
-    if isinstance(origin, LayerOrigin) and origin.scan is not None and grid is origin.shown:
-        values, grid = origin.scan.data, origin.grid
+    if isinstance(origin, LayerOrigin) and grid is origin.shown:
+        values = origin.unpermute(values) if origin.scan is None else origin.scan.data
+        grid = origin.grid
     return [str(write_image(Path(path), values, grid, like=layer_path(layer), description=layer.name))]
 
 
