@@ -16,7 +16,7 @@ from napari_brainmvp.study import Grid
 __all__ = ["write_image", "write_label_map"]
 
 
-def write_label_map(path: Path, data: NDArray[Any], grid: Grid, *, like: Path | None = None) -> Path:
+def write_label_map(path: str | Path, data: NDArray[Any], grid: Grid, *, like: Path | None = None) -> Path:
     """Write a label map, integers unchanged.
 
     Parameters
@@ -49,7 +49,8 @@ def write_image(path: Path, data: NDArray[Any], grid: Grid, *, like: Path | None
     return _write(path, data.astype(np.float32), grid, like, description)
 
 
-def _write(path: Path, data: NDArray[Any], grid: Grid, like: Path | None, description: str) -> Path:
+def _write(path: str | Path, data: NDArray[Any], grid: Grid, like: Path | None, description: str) -> Path:
+    path = Path(path)
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise FileError(f"{path} does not end in .nii or .nii.gz: choose such a name.")
     image = nib.Nifti1Image(data, grid.affine)
