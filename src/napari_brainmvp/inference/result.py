@@ -95,9 +95,12 @@ def measure(labels: NDArray[Any], grid: Grid, described: Sequence[Label]) -> tup
     for label in described:
         voxels = int(counts[label.value])
         centre = _centre(labels, boxes[label.value - 1], label.value) if voxels else None
-        world = None if centre is None else tuple(float(x) for x in grid.to_world(centre))
+        world = None
+        if centre is not None:
+            x, y, z = (float(value) for value in grid.to_world(centre))
+            world = (x, y, z)
         volume = voxels * grid.voxel_volume_ml
-        structures.append(Structure(label.value, label.name, label.color, voxels, volume, world))  # type: ignore[arg-type]
+        structures.append(Structure(label.value, label.name, label.color, voxels, volume, world))
     return tuple(structures)
 
 

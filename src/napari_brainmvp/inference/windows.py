@@ -131,7 +131,8 @@ class SlidingWindow:
             When asked to; at the next batch.
         """
         size = tuple(images.shape[1:])
-        window: Size = tuple(min(p, -(-n // STRIDE) * STRIDE) for p, n in zip(self.patch_size, size, strict=True))  # type: ignore[assignment]
+        i, j, k = (min(p, -(-n // STRIDE) * STRIDE) for p, n in zip(self.patch_size, size, strict=True))
+        window: Size = (i, j, k)
         rest = [max(0, w - n) for w, n in zip(window, size, strict=True)]
         padding = (0, rest[2], 0, rest[1], 0, rest[0])
         images, foreground = F.pad(images, padding), F.pad(foreground, padding)

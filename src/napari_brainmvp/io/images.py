@@ -56,12 +56,7 @@ def read_image(path: Path) -> tuple[NDArray[np.float32], Grid, tuple[str, ...]]:
     StudyError
         It is not one 3D volume of numbers with a usable affine.
     """
-    array, affine = _read_any(path)
-    data = _three_dimensional(array, path)
-    try:
-        grid = Grid(data.shape, affine)
-    except StudyError as error:
-        raise StudyError(f"{path}: {error}") from error
+    data, grid = _read_volume(path)
     values = np.asarray(data, np.float32)
     warnings = []
     broken = ~np.isfinite(values)
@@ -89,16 +84,21 @@ def read_label_map(path: Path) -> LabelMap:
     FileError, StudyError
         As :func:`read_image`; also where values are not whole numbers of at least 0.
     """
-    array, affine = _read_any(path)
-    data = _three_dimensional(array, path)
-    try:
-        grid = Grid(data.shape, affine)
-    except StudyError as error:
-        raise StudyError(f"{path}: {error}") from error
+    data, grid = _read_volume(path)
     if not np.isfinite(data).all() or np.any(data != np.rint(data)) or data.min() < 0 or data.max() > 65535:
         raise StudyError(f"{path} is not a label map: its values are not whole numbers from 0 to 65535.")
     dtype = np.uint8 if data.max() < 256 else np.uint16
     return LabelMap(data.astype(dtype), grid, path)
+
+
+def _read_volume(path: Path) -> tuple[NDArray[Any], Grid]:
+    """Read one 3D volume and its grid."""
+    array, affine = _read_any(path)
+    data = _three_dimensional(array, path)
+    try:
+        return data, Grid(data.shape, affine)
+    except StudyError as error:
+        raise StudyError(f"{path}: {error}") from error
 
 
 def _read_any(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:

@@ -13,11 +13,11 @@ __all__ = ["SegmentationNetwork", "UpBlock"]
 
 
 class _Convolution(nn.Module):
-    """A convolution without bias under the name ``conv``, as MONAI nests it."""
+    """A convolution under the name ``conv``, as MONAI nests it."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(x)
@@ -59,12 +59,11 @@ class OutputConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Module()
-        self.conv.conv = nn.Conv3d(in_channels, out_channels, 1)
+        self.conv = _Convolution(in_channels, out_channels, 1, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, X, Y, Z) to (B, K, X, Y, Z)."""
-        out: Tensor = self.conv.conv(x)  # type: ignore[operator]
+        out: Tensor = self.conv(x)
         return out
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from napari_brainmvp.plugin.layers import LayerTuple, study_layers
+
+if TYPE_CHECKING:
+    from napari_brainmvp.synthesis import LesionKind
 
 __all__ = ["glioma", "multiple_sclerosis", "stroke"]
 
@@ -10,12 +16,10 @@ SEED = 9_200_000
 """Among the held-out seeds: no shipped model was trained on these studies."""
 
 
-def _sample(name: str, seed: int, lesion: str, modalities: tuple[str, ...]) -> list[LayerTuple]:
-    from dataclasses import replace
-
+def _sample(name: str, seed: int, lesion: LesionKind, modalities: tuple[str, ...]) -> list[LayerTuple]:
     from napari_brainmvp.synthesis import SynthesisSpec, make_study
 
-    study = make_study(seed, SynthesisSpec(modalities, lesion))  # type: ignore[arg-type]
+    study = make_study(seed, SynthesisSpec(modalities, lesion))
     layers = study_layers(replace(study, name=name))
     for _, options, kind in layers:
         if kind == "labels":
