@@ -96,6 +96,7 @@ def save_model(folder: Path, card: ModelCard, network: nn.Module, templates: Mod
         signed = card.model_copy(update={"sha256": _sha256(partial / WEIGHTS_FILE), "versions": versions})
         (partial / CARD_FILE).write_text(signed.model_dump_json(indent=2) + "\n", encoding="utf-8")
         for path in partial.iterdir():
+            path.chmod(0o644)  # safetensors writes for its owner only
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         partial.rename(folder)

@@ -162,6 +162,8 @@ class StudyPanel(QWidget):
         box.setCurrentIndex(next((k + 1 for k, layer in enumerate(images) if layer is chosen), 0))
         box.currentIndexChanged.connect(lambda _, key=key, box=box: self._choose(key, box))
         self._boxes[key] = box
+        if (replaced := self.table.cellWidget(row, 1)) is not None:
+            replaced.hide()  # Qt deletes it in its own time
         self.table.setCellWidget(row, 1, box)
 
     def _choose(self, key: str, box: QComboBox) -> None:
