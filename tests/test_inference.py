@@ -103,6 +103,14 @@ def test_a_shell_has_its_centre_on_the_shell():
     assert volumes_csv([shell, absent]).splitlines()[2] == "5,absent,0,0.0000"
 
 
+def test_the_centre_is_in_the_largest_part():
+    labels = np.zeros((30, 10, 10), np.uint8)
+    labels[2:5, 5, 5] = 1
+    labels[20:28, 2:8, 2:8] = 1
+    (found,) = measure(labels, Grid(labels.shape, np.eye(4)), [Label(value=1, name="a", color="#000000")])
+    assert 22 <= found.centre_mm[0] <= 25
+
+
 def test_the_result_does_not_depend_on_the_window_batch(model):
     one = segment(study(), model, replace(FLOAT, window_batch=1, probabilities=True))
     many = segment(study(), model, replace(FLOAT, window_batch=5, probabilities=True))

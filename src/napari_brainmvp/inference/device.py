@@ -50,6 +50,5 @@ def choose_dtype(device: torch.device, precision: Precision = "auto") -> torch.d
         return torch.float32 if precision == "float32" else torch.bfloat16
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    multiplies_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # not in every release
+    return torch.bfloat16 if device.type == "cpu" and multiplies_bfloat16() else torch.float32

@@ -33,7 +33,7 @@ class Structure:
     volume_ml : float
         Millilitres.
     centre_mm : tuple of float or None
-        A voxel of the structure near its centre of mass, RAS mm; None where the structure is absent.
+        A voxel near the centre of the structure's largest connected part, RAS mm; None where it is absent.
     """
 
     value: int
@@ -105,8 +105,10 @@ def measure(labels: NDArray[Any], grid: Grid, described: Sequence[Label]) -> tup
 
 
 def _centre(labels: NDArray[Any], box: tuple[slice, ...], value: int) -> NDArray[np.int64]:
-    """Return the voxel of a structure that is nearest to its centre of mass."""
-    index = np.argwhere(labels[box] == value)
+    """Return the voxel nearest to the centre of mass of the structure's largest connected part."""
+    parts, count = ndimage.label(labels[box] == value)
+    largest = 1 if count == 1 else 1 + int(np.bincount(parts.ravel())[1:].argmax())
+    index = np.argwhere(parts == largest)
     index = index[:: max(1, len(index) // _ENOUGH_VOXELS)]
     nearest = index[((index - index.mean(0)) ** 2).sum(1).argmin()]
     start: NDArray[np.int64] = np.array([side.start for side in box])
