@@ -1,11 +1,14 @@
 """Training: data, objective, schedule, resuming."""
 
 import csv
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from napari_brainmvp.models import find_model, load_model
 from napari_brainmvp.networks import EncoderSpec, ModalityTemplates, SegmentationNetwork
 from napari_brainmvp.training.augmentation import Augmentation, box_coordinates, fill_missing, template_volumes
 from napari_brainmvp.training.pool import Crop, Pool
@@ -139,3 +142,18 @@ def test_the_schedule_warms_up_and_ends_at_zero():
     assert recipe.rate(0) == pytest.approx(0.1)
     assert recipe.rate(10) == pytest.approx(1.0)
     assert recipe.rate(99) < 0.01
+
+
+def test_the_script_that_trains_the_default_model_runs_and_goes_on(tmp_path):
+    """One study and two steps: enough to go through every stage, twice."""
+    command = [sys.executable, "-m", "napari_brainmvp.training.default_model"]
+    command += ["--pool", tmp_path / "pool", "--run", tmp_path / "run", "--out", tmp_path / "out", "--device", "cpu"]
+    command += ["--studies", "1", "--crop", "32", "--batch", "1"]
+    subprocess.run([*map(str, command), "--steps", "2"], check=True, capture_output=True)
+    model = load_model(find_model(tmp_path / "out" / "brain-tissue-lesion"))
+    assert model.card.training["recipe"]["steps"] == 2
+    assert model.templates.volumes.max() > 0.5
+    again = subprocess.run([*map(str, command), "--steps", "3"], capture_output=True, text=True)
+    assert "Resuming" in again.stderr
+    assert "already exists" in again.stderr  # the finished model is not overwritten
+    assert len(losses(tmp_path / "run")) == 3

@@ -17,7 +17,6 @@ from napari_brainmvp.inference.device import Precision, choose_device, choose_dt
 from napari_brainmvp.inference.result import SegmentationResult, measure
 from napari_brainmvp.inference.windows import SlidingWindow
 from napari_brainmvp.models import LoadedModel, ModelCard, find_model, load_model
-from napari_brainmvp.networks import channels_last
 from napari_brainmvp.preparation import PreparedStudy, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.study import Grid, Study, modality
@@ -115,9 +114,7 @@ def segment(
         warnings=warnings,
     )
     activation = _softmax if card.activation == "softmax" else torch.sigmoid
-    probabilities = window(
-        loaded.network, channels_last(images[None])[0], prepared.foreground, activation, progress, cancel
-    )
+    probabilities = window(loaded.network, images, prepared.foreground, activation, progress, cancel)
     progress(Progress("Measuring"))
     labels = _decide(probabilities, prepared, card, target)
     if cancel is not None:
