@@ -34,6 +34,12 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 1.0 if total == 0 else float(2 * (a & b).sum() / total)
 
 
+def precision_recall(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Share of what was found that is true, and share of the truth that was found."""
+    hits = (found & truth).sum()
+    return {"precision": float(hits / max(1, found.sum())), "recall": float(hits / max(1, truth.sum()))}
+
+
 def synthetic(model: LoadedModel, count: int, options: SegmentOptions) -> dict[str, dict[str, float]]:
     """Mean Dice per tissue over held-out studies (those whose truth has it), for subsets of modalities."""
     rows: dict[str, dict[str, list[float]]] = {}
@@ -69,9 +75,11 @@ def mni152(model: LoadedModel, options: SegmentOptions) -> dict[str, float]:
     return {LABEL_NAMES[value]: dice(found == value, truth == value) for value in (1, 2, 3)}
 
 
-def gliomas(model: LoadedModel, folder: Path, options: SegmentOptions) -> dict[str, dict[str, float]]:
-    """Dice of whole tumour, tumour core and enhancing tumour for each study of a folder."""
-    rows = {}
+def gliomas(
+    model: LoadedModel, folder: Path, options: SegmentOptions
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """Dice of whole tumour, core and enhancing tumour for each study of a folder; precision and recall of the whole."""
+    rows, extents = {}, {}
     for files in find_studies(folder):
         study = read_study(files.scans["t1"].parent)
         assert study.labels is not None
@@ -81,16 +89,24 @@ def gliomas(model: LoadedModel, folder: Path, options: SegmentOptions) -> dict[s
             "tumour core": dice(found >= 5, (truth == 1) | (truth == 4)),
             "enhancing": dice(found == 6, truth == 4),
         }
+        extents[files.name] = precision_recall(found >= 4, truth > 0)
     rows["mean"] = {name: float(np.mean([row[name] for row in rows.values()])) for name in next(iter(rows.values()))}
-    return rows
+    return rows, extents
 
 
-def multiple_sclerosis(model: LoadedModel, folder: Path, options: SegmentOptions) -> dict[str, float]:
-    """Dice of all abnormal tissue against the lesion label."""
+def multiple_sclerosis(
+    model: LoadedModel, folder: Path, options: SegmentOptions
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Dice of all abnormal tissue against the lesion label; precision, recall and volumes in ml."""
     study = read_study(folder)
     assert study.labels is not None
     found = segment(study, model, options).labels
-    return {"lesions": dice(found >= 4, study.labels.data > 0)}
+    truth = study.labels.data > 0
+    millilitres = {
+        "found ml": float((found >= 4).sum() * study.grid.voxel_volume_ml),
+        "true ml": float(truth.sum() * study.grid.voxel_volume_ml),
+    }
+    return {"lesions": dice(found >= 4, truth)}, precision_recall(found >= 4, truth) | millilitres
 
 
 def main() -> None:
@@ -112,9 +128,9 @@ def main() -> None:
         "mirror": arguments.mirror,
     }
     if arguments.real_gliomas:
-        table["real gliomas"] = gliomas(model, arguments.real_gliomas, options)
+        table["real gliomas"], table["real gliomas, whole tumour"] = gliomas(model, arguments.real_gliomas, options)
     if arguments.real_ms:
-        table["real MS"] = multiple_sclerosis(model, arguments.real_ms, options)
+        table["real MS"], table["real MS, lesions"] = multiple_sclerosis(model, arguments.real_ms, options)
     table["MNI152 T1"] = mni152(model, options)
     if arguments.synthetic:
         table["synthetic"] = synthetic(model, arguments.synthetic, options)
