@@ -42,7 +42,7 @@ def tiny_model(folder: Path, name: str = "tiny", **changes) -> Path:
     """Save the tiny model as ``folder/name`` and return that folder."""
     torch.manual_seed(0)
     card = tiny_card(name, **changes)
-    network = build_network(card.network)
+    network = build_network(card)
     templates = ModalityTemplates(card.modalities, (6, 7, 6))
     with torch.no_grad():
         templates.volumes.uniform_(0.5, 1.5)

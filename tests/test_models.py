@@ -31,7 +31,7 @@ def test_a_saved_model_comes_back_the_same(home):
     entry = find_model("tiny")
     loaded = load_model(entry)
     torch.manual_seed(0)
-    made = build_network(entry.card.network)
+    made = build_network(entry.card)
     for key, value in made.state_dict().items():
         torch.testing.assert_close(loaded.network.state_dict()[key], value, rtol=1e-3, atol=1e-4)
     assert not loaded.network.training

@@ -12,11 +12,11 @@ from typing import Annotated
 import typer
 
 from napari_brainmvp.cli.console import progress_bar, say, table
-from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.errors import BrainMVPError, Cancelled
 
 app = typer.Typer(
     name="brainmvp",
-    help="Multi-modal brain MRI: segment studies, make synthetic ones, manage models. Research use only.",
+    help="Multi-modal brain MRI: segment, pre-train, make synthetic studies, manage models. Research use only.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -185,13 +185,45 @@ def info() -> None:
     table("napari-brainmvp", ("", ""), information())
 
 
+@app.command()
+def pretrain(
+    spec: Annotated[Path | None, typer.Argument(help="YAML file of settings; options go before it.")] = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: logs, checkpoints, model.")],
+    data: Annotated[list[str], typer.Option(help="Folder, .json datalist or synthetic:N; @2 doubles it.")] = [],  # noqa: B006
+    base: Annotated[str, typer.Option(help="Folder a datalist's paths start from; default its own.")] = "",
+    recipe: Annotated[str, typer.Option(help="compact, default, paper or release.")] = "",
+    max_steps: Annotated[int, typer.Option(help="Updates in all; 0 for the recipe's.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    devices: Annotated[int, typer.Option(help="Devices on each node; 0 for the recipe's.")] = 0,
+    nodes: Annotated[int, typer.Option(help="Nodes; 0 for the recipe's.")] = 0,
+    strategy: Annotated[str, typer.Option(help="As Lightning names it, for example ddp.")] = "",
+    change: Annotated[list[str], typer.Option("--set", help="Any other setting: NAME=VALUE. Repeatable.")] = [],  # noqa: B006
+    name: Annotated[str, typer.Option(help="Name of the model; default the folder's.")] = "",
+    cache: Annotated[Path | None, typer.Option(help="Folder for prepared studies.")] = None,
+) -> None:
+    """Pre-train an encoder on unlabelled studies by the three tasks of BrainMVP."""
+    from napari_brainmvp.cli.pretraining import resumed_spec, run_pretraining, settings, sources
+    from napari_brainmvp.training.pretraining.spec import read_spec
+
+    changes = settings(change)
+    options = {"max_steps": max_steps, "devices": devices, "nodes": nodes, "strategy": strategy}
+    changes |= {key: value for key, value in options.items() if value}
+    if data:
+        changes["data"] = sources(data, base)
+    run = resumed_spec(out, changes) if resume else read_spec(spec, recipe or None, changes)
+    if not run.data:
+        raise BrainMVPError("No data: say --data FOLDER, or --data synthetic:50 to try it out.")
+    run_pretraining(run, out, resume=resume, name=name, cache=cache)
+
+
 def main() -> None:
     """Run the command line: exit status 0, 2 for a user's error (one line), 1 for a bug, 130 for Ctrl-C."""
     try:
         app(standalone_mode=True)
     except BrainMVPError as error:
         sys.stderr.write(f"brainmvp: {error}\n")
-        sys.exit(2)
+        sys.exit(130 if isinstance(error, Cancelled) else 2)
     except KeyboardInterrupt:
         sys.stderr.write("brainmvp: interrupted; nothing half-written was left.\n")
         sys.exit(130)

@@ -3,7 +3,7 @@
 from napari_brainmvp.io.atomic import atomic_path, write_text_atomic
 from napari_brainmvp.io.images import IMAGE_SUFFIXES, is_image_path, read_image, read_label_map, read_scan
 from napari_brainmvp.io.names import guess_modality, is_label_name, stem
-from napari_brainmvp.io.studies import StudyFiles, find_studies, read_study, sort_files
+from napari_brainmvp.io.studies import StudyFiles, find_studies, read_datalist, read_study, sort_files
 from napari_brainmvp.io.writing import write_image, write_label_map
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "guess_modality",
     "is_image_path",
     "is_label_name",
+    "read_datalist",
     "read_image",
     "read_label_map",
     "read_scan",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from napari_brainmvp.io.images import is_image_path, read_label_map, read_scan
 from napari_brainmvp.io.names import guess_modality, is_label_name, stem
 from napari_brainmvp.study import MODALITIES, Modality, Scan, Study, modality
 
-__all__ = ["StudyFiles", "find_studies", "read_study", "sort_files"]
+__all__ = ["StudyFiles", "find_studies", "read_datalist", "read_study", "sort_files"]
 
 _BIDS_FOLDERS = ("anat", "dwi", "swi", "angio")
 _DEEPEST = 6
@@ -190,12 +191,52 @@ def _from_datalist(entry: Mapping[str, Any], base: Path | None, named: Mapping[M
         images = [images]
     if not images or not all(isinstance(path, (str, Path)) for path in images):
         raise StudyError('A datalist entry needs "image": a path or a list of paths.')
-    paths = [_inside(Path(path), base) for path in images]
+    # The authors' lists name a scan again where a modality is missing.
+    paths = list(dict.fromkeys(_inside(Path(path), base) for path in images))
     files = sort_files(paths, named, _common_name(paths))
     label = entry.get("label")
     if not isinstance(label, (str, Path)):
         return files
     return StudyFiles(files.name, files.scans, _inside(Path(label), base), files.warnings)
+
+
+def read_datalist(path: Path, base: Path | None = None) -> tuple[list[StudyFiles], list[tuple[str, str]]]:
+    """Read a JSON datalist ``{"training": [{"image": [...], "label": ...}, ...], ...}``, as MONAI and the authors do.
+
+    Parameters
+    ----------
+    path : Path
+    base : Path, optional
+        Folder its relative paths start from; default the datalist's own.
+
+    Returns
+    -------
+    list of StudyFiles
+        Of all sections; files are not opened.
+    list of (str, str)
+        Entries that are no study, and why.
+
+    Raises
+    ------
+    FileError
+        The file is no such datalist.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} is not a readable JSON file ({error}): correct it.") from error
+    sections = content if isinstance(content, dict) else {"training": content}
+    entries = [e for s in sections.values() if isinstance(s, list) for e in s if isinstance(e, dict) and "image" in e]
+    if not entries:
+        raise FileError(f'{path} lists no study: it needs {{"training": [{{"image": [...]}}, ...]}}.')
+    studies: list[StudyFiles] = []
+    problems: list[tuple[str, str]] = []
+    for index, entry in enumerate(entries):
+        try:
+            studies.append(_from_datalist(entry, base or path.resolve().parent, {}))
+        except (FileError, StudyError) as error:
+            problems.append((f"{path.name}, entry {index + 1}", str(error)))
+    return studies, problems
 
 
 def _inside(path: Path, base: Path | None) -> Path:

@@ -13,6 +13,7 @@ __all__ = ["NOTICE", "Label", "Metric", "ModelCard", "NetworkSpec"]
 
 NOTICE = "For research use. Not a medical device; not for diagnosis or treatment."
 
+Task = Literal["segmentation", "classification", "pretraining"]
 _SIZE = Field(gt=0, le=4096)
 
 
@@ -52,6 +53,8 @@ class NetworkSpec(BaseModel):
         Of the decoder at full resolution; None for those of the first stage.
     deep_supervision : bool
         Whether the weights hold the heads used in training only.
+    decoder : {"plain", "skips"}
+        Of a pre-training model: the published one, or the one that is told its target.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +68,7 @@ class NetworkSpec(BaseModel):
     mlp_ratio: float = Field(4.0, gt=0, le=16)
     full_resolution_channels: int | None = Field(None, gt=0, le=4096)
     deep_supervision: bool = True
+    decoder: Literal["plain", "skips"] = "plain"
 
 
 class Metric(BaseModel):
@@ -131,7 +135,7 @@ class ModelCard(BaseModel):
     name: str
     title: str = ""
     description: str = ""
-    task: Literal["segmentation", "classification", "pretraining"]
+    task: Task
     network: NetworkSpec
     modalities: tuple[str, ...] = Field(min_length=1)
     labels: tuple[Label, ...] = ()

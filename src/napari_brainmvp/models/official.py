@@ -188,8 +188,7 @@ def import_model(source: str | Path, name: str | None = None, modalities: Sequen
 
 def _import_folder(path: Path, name: str, target: Path) -> ModelEntry:
     entry = ModelEntry(read_card(path), path, shipped=False)
-    if entry.card.task == "segmentation":
-        load_model(entry)
+    load_model(entry, entry.card.task)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{name}.part")
     shutil.rmtree(partial, ignore_errors=True)

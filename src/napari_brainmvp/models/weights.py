@@ -16,9 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from napari_brainmvp.errors import FileError, ModelError
-from napari_brainmvp.models.card import ModelCard, NetworkSpec
+from napari_brainmvp.models.card import ModelCard, Task
 from napari_brainmvp.models.registry import CARD_FILE, WEIGHTS_FILE, ModelEntry
-from napari_brainmvp.networks import EncoderSpec, ModalityTemplates, SegmentationNetwork
+from napari_brainmvp.networks import (
+    EncoderSpec,
+    ModalityTemplates,
+    PretrainingNetwork,
+    ReconstructionNetwork,
+    SegmentationNetwork,
+    UNet3DPretrainingNetwork,
+)
 
 __all__ = ["LoadedModel", "build_network", "load_model", "save_model"]
 
@@ -43,22 +50,29 @@ class LoadedModel:
     templates: ModalityTemplates | None
 
 
-def build_network(spec: NetworkSpec) -> nn.Module:
-    """Make the untrained segmentation network a card describes.
+def build_network(card: ModelCard) -> nn.Module:
+    """Make the untrained network a card describes.
 
     Raises
     ------
     ModelError
-        The sizes contradict each other, or the architecture has no segmentation network.
+        The sizes contradict each other, or the architecture has no network for the card's task.
     """
-    if spec.architecture != "uniformer":
-        raise ModelError(f"There is no segmentation network of architecture {spec.architecture!r}.")
+    spec = card.network
+    if spec.architecture == "unet3d" and card.task == "pretraining":
+        return UNet3DPretrainingNetwork(spec.in_channels, spec.channels[0])
+    if spec.architecture != "uniformer" or card.task == "classification":
+        raise ModelError(f"There is no {card.task} network of architecture {spec.architecture!r}.")
     try:
         encoder = EncoderSpec(
             channels=spec.channels, depths=spec.depths, head_size=spec.head_size, mlp_ratio=spec.mlp_ratio
         )
     except ValueError as error:
         raise ModelError(f"The card's network sizes do not fit together: {error}.") from error
+    if card.task == "pretraining" and spec.decoder == "skips":
+        return ReconstructionNetwork(card.modalities, encoder, spec.full_resolution_channels)
+    if card.task == "pretraining":
+        return PretrainingNetwork(encoder, spec.in_channels)
     return SegmentationNetwork(
         spec.in_channels, spec.out_channels, encoder, spec.full_resolution_channels, spec.deep_supervision
     )
@@ -119,18 +133,24 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_model(entry: ModelEntry) -> LoadedModel:
-    """Load a segmentation model, after checking hash, names and shapes against its card.
+def load_model(entry: ModelEntry, task: Task = "segmentation") -> LoadedModel:
+    """Load a model, after checking hash, names and shapes against its card.
+
+    Parameters
+    ----------
+    entry : ModelEntry
+    task : {"segmentation", "classification", "pretraining"}
+        What it is wanted for.
 
     Raises
     ------
     ModelError
-        The card and the weights disagree, or the weights cannot be read.
+        It is a model for another task, the card and the weights disagree, or the weights cannot be read.
     """
     card = entry.card
-    if card.task != "segmentation":
-        raise ModelError(f"{card.name} is a {card.task} model: choose a segmentation model.")
-    network = build_network(card.network)
+    if card.task != task:
+        raise ModelError(f"{card.name} is a {card.task} model: choose a {task} model.")
+    network = build_network(card)
     tensors = _read(entry)
     volumes = tensors.pop(_TEMPLATES, None)
     expected = network.state_dict()

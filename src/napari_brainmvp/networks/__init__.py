@@ -2,6 +2,7 @@
 
 from napari_brainmvp.networks.layers import channels_last
 from napari_brainmvp.networks.pretraining import PretrainingNetwork
+from napari_brainmvp.networks.reconstruction import ReconstructionNetwork
 from napari_brainmvp.networks.segmentation import SegmentationNetwork
 from napari_brainmvp.networks.templates import ModalityTemplates
 from napari_brainmvp.networks.unet3d import UNet3DPretrainingNetwork
@@ -20,6 +21,7 @@ __all__ = [
     "EncoderSpec",
     "ModalityTemplates",
     "PretrainingNetwork",
+    "ReconstructionNetwork",
     "SegmentationNetwork",
     "UNet3DPretrainingNetwork",
     "UniFormer",

@@ -8,10 +8,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as collective
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelNorm", "DepthwiseConv3d", "InstanceNorm", "TransposedConv", "channels_last", "to_dhw", "to_hwd"]
+__all__ = [
+    "ChannelNorm",
+    "DepthwiseConv3d",
+    "InstanceNorm",
+    "SharedBatchNorm",
+    "TransposedConv",
+    "channels_last",
+    "share_batch_norm",
+    "to_dhw",
+    "to_hwd",
+]
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -126,3 +138,41 @@ class TransposedConv(nn.Module):
         """Map (B, C, X, Y, Z) to (B, C', 2X, 2Y, 2Z)."""
         upsampled: Tensor = self.conv(x)
         return upsampled
+
+
+class SharedBatchNorm(nn.BatchNorm3d):
+    """Batch normalisation over the samples of all processes, on any device; gradients flow through all of them.
+
+    With it, N processes of one sample each compute what one process of N samples does. (torch's own needs a GPU.)
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, X, Y, Z) by the mean and variance over all processes' B, X, Y and Z."""
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(input)
+        x, world = input.float(), dist.get_world_size()
+        local = torch.cat([x.mean((0, 2, 3, 4)), x.square().mean((0, 2, 3, 4))])
+        mean, square = (collective.all_reduce(local) / world).chunk(2)  # type: ignore[no-untyped-call]
+        variance = (square - mean**2).clamp(min=0)
+        with torch.no_grad():
+            count = world * x.numel() / x.shape[1]
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.momentum is not None
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shaped = (slice(None), None, None, None)
+        normalised: Tensor = x * scale[shaped] + (self.bias - mean * scale)[shaped]
+        return normalised.to(input.dtype)
+
+
+def share_batch_norm(module: nn.Module) -> None:
+    """Let every batch normalisation inside a module look at the samples of all processes."""
+    for name, child in module.named_children():
+        if type(child) is nn.BatchNorm3d:
+            shared = SharedBatchNorm(child.num_features, child.eps, child.momentum)
+            shared.load_state_dict(child.state_dict())
+            setattr(module, name, shared)
+        else:
+            share_batch_norm(child)

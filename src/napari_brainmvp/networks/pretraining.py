@@ -72,10 +72,14 @@ class PretrainingNetwork(nn.Module):
         features: list[Tensor] = self.encoder.uniformer(x)
         return features
 
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """Map the encoder's maps to the reconstruction (B, 1, H, W, D); only the deepest is used."""
+        image: Tensor = self.decoder(to_hwd(features[-1]))
+        return image
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """Map a (masked) crop (B, C, H, W, D) to its reconstruction (B, 1, H, W, D)."""
-        image: Tensor = self.decoder(to_hwd(self.encode(x)[-1]))
-        return image
+        return self.decode(self.encode(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruct."""

@@ -1,0 +1,201 @@
+"""Prepared studies on disk, from which training reads crops without loading volumes.
+
+One study is one ``.npy`` file, memory-mapped: float16, shape (C, X, Y, Z), prepared intensities cut to the foreground
+box; and a ``.json`` file, written last, that says what it holds. Names are hashes of the scans' content and of the
+preparation, so that a cache may serve any number of runs and a changed scan is prepared again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from napari_brainmvp.errors import BrainMVPError, FileError
+from napari_brainmvp.io import StudyFiles, read_study
+from napari_brainmvp.io.atomic import atomic_path, write_text_atomic
+from napari_brainmvp.preparation import PreparationSpec, prepare
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
+from napari_brainmvp.study import Study
+from napari_brainmvp.synthesis import SynthesisSpec, make_study
+
+__all__ = ["CachedStudy", "Problem", "cache_folder", "cache_studies", "cache_synthetic"]
+
+_CHUNK = 1 << 16
+_EIGHT = ("t1", "t1c", "t2", "flair", "dwi", "adc", "mra", "pd")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CachedStudy:
+    """A prepared study on disk.
+
+    Parameters
+    ----------
+    name : str
+    modalities : tuple of str
+        Keys of the channels, in order.
+    path : Path
+        The ``.npy`` file.
+    """
+
+    name: str
+    modalities: tuple[str, ...]
+    path: Path
+
+    @cached_property
+    def volumes(self) -> NDArray[np.float16]:
+        """The memory map: (C, X, Y, Z), float16, healthy median 1 and background 0 with the robust preparation."""
+        mapped: NDArray[np.float16] = np.load(self.path, mmap_mode="r")
+        return mapped
+
+    def __reduce__(self) -> tuple[type[CachedStudy], tuple[str, tuple[str, ...], Path]]:
+        """Travel to a worker process as a path, never as voxels."""
+        return CachedStudy, (self.name, self.modalities, self.path)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A study that could not be used, and why, in a sentence."""
+
+    name: str
+    reason: str
+
+
+def cache_folder() -> Path:
+    """Return where prepared studies are kept: ``$BRAINMVP_HOME/prepared``, else the platform's cache directory."""
+    home = os.environ.get("BRAINMVP_HOME")
+    return Path(home) / "prepared" if home else Path(platformdirs.user_cache_dir("brainmvp", appauthor=False))
+
+
+def cache_studies(
+    studies: Sequence[StudyFiles],
+    folder: Path,
+    spec: PreparationSpec,
+    progress: ProgressCallback = no_progress,
+    cancel: CancelToken | None = None,
+) -> tuple[list[CachedStudy], list[Problem]]:
+    """Prepare the studies that are not prepared yet; a bad one is reported and skipped.
+
+    Parameters
+    ----------
+    studies : sequence of StudyFiles
+    folder : Path
+        The cache; created where missing.
+    spec : PreparationSpec
+    progress, cancel
+        Called and asked once a study.
+
+    Returns
+    -------
+    list of CachedStudy, list of Problem
+        In the order of ``studies``.
+
+    Raises
+    ------
+    Cancelled
+        Prepared studies stay.
+    FileError
+        The cache cannot be written.
+    """
+    good: list[CachedStudy] = []
+    bad: list[Problem] = []
+    for index, files in enumerate(studies):
+        if cancel is not None:
+            cancel.raise_if_cancelled()
+        try:
+            key = _content_key(files, spec)
+            good.append(_entry(folder, key, lambda files=files: _read(files), spec))  # type: ignore[misc]
+        except _CacheError:
+            raise
+        except BrainMVPError as error:
+            logger.warning("Skipped %s: %s", files.name, error)
+            bad.append(Problem(files.name, str(error)))
+        progress(Progress("Preparing studies", index + 1, len(studies)))
+    return good, bad
+
+
+def cache_synthetic(
+    seeds: range,
+    folder: Path,
+    spec: PreparationSpec,
+    progress: ProgressCallback = no_progress,
+    cancel: CancelToken | None = None,
+) -> list[CachedStudy]:
+    """Make and prepare synthetic studies: any lesion, and each with its own subset of two to eight modalities."""
+    made = []
+    for index, seed in enumerate(seeds):
+        if cancel is not None:
+            cancel.raise_if_cancelled()
+        rng = np.random.default_rng([seed, 8])
+        kept = sorted(rng.permutation(len(_EIGHT))[: rng.integers(2, len(_EIGHT) + 1)])
+        synthesis = SynthesisSpec(tuple(_EIGHT[k] for k in kept), head=0.12)
+        key = _hash("synthetic", str(seed), repr(synthesis), spec.model_dump_json())
+        made.append(_entry(folder, key, lambda s=seed, y=synthesis: make_study(s, y), spec))  # type: ignore[misc]
+        progress(Progress("Making studies", index + 1, len(seeds)))
+    return made
+
+
+class _CacheError(FileError):
+    """The cache itself fails: not the fault of any study."""
+
+
+def _read(files: StudyFiles) -> Study:
+    return read_study(tuple(files.scans.values()), modalities=files.scans, name=files.name)
+
+
+def _entry(folder: Path, key: str, make: Callable[[], Study], spec: PreparationSpec) -> CachedStudy:
+    """Find a cached study by its key, or make, prepare and store it."""
+    said, data = folder / f"{key}.json", folder / f"{key}.npy"
+    try:
+        known = json.loads(said.read_text(encoding="utf-8"))
+        if data.stat().st_size == known["bytes"]:
+            return CachedStudy(known["name"], tuple(known["modalities"]), data)
+    except (OSError, ValueError, KeyError):
+        pass  # not there yet, or damaged: make it anew
+    study = make()
+    modalities = tuple(study.scans)
+    images = prepare(study, modalities, spec).images.half().numpy()
+    try:
+        with atomic_path(data) as temporary, temporary.open("wb") as file:
+            np.save(file, images)
+        about = {"name": study.name, "modalities": modalities, "bytes": data.stat().st_size}
+        write_text_atomic(said, json.dumps(about))
+    except FileError as error:
+        raise _CacheError(str(error)) from error
+    return CachedStudy(study.name, modalities, data)
+
+
+def _content_key(files: StudyFiles, spec: PreparationSpec) -> str:
+    parts = [spec.model_dump_json()]
+    for modality, path in sorted(files.scans.items()):
+        members = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+        try:
+            parts += [modality, *(_fingerprint(member) for member in members)]
+        except OSError as error:
+            raise FileError(f"{path} cannot be read ({error.strerror}): check the file.") from error
+    return _hash(*parts)
+
+
+def _fingerprint(path: Path) -> str:
+    """Identify a file's content: its size, beginning and end for gzip, whose end is a checksum; else all of it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if path.suffix != ".gz" or size <= 2 * _CHUNK:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        head = file.read(_CHUNK)
+        file.seek(-_CHUNK, os.SEEK_END)
+        return f"{size}-{hashlib.sha256(head + file.read()).hexdigest()}"
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""Pre-training by the three tasks of BrainMVP (Rui et al., CVPR 2025)."""

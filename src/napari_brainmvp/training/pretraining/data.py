@@ -1,0 +1,178 @@
+"""From datasets to an endless, reproducible stream of crops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from napari_brainmvp.errors import FileError, StudyError
+from napari_brainmvp.io import StudyFiles, find_studies, read_datalist
+from napari_brainmvp.progress import CancelToken, ProgressCallback, no_progress
+from napari_brainmvp.training.cache import CachedStudy, Problem, cache_studies, cache_synthetic
+from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec
+
+__all__ = ["Batch", "CropStream", "Dataset", "collect", "cut_pair"]
+
+Batch = dict[str, Tensor]
+"""``image``, ``other`` (B, 1, n, n, n) float32; ``has_other`` (B,) bool; ``target`` (B,) int64;
+``start``, ``stop`` (B, 3) float32, where the crop lies in the templates' frame; ``number`` () int64, which batch."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Prepared studies, and how often they are drawn."""
+
+    studies: tuple[CachedStudy, ...]
+    weight: float
+
+
+def collect(
+    spec: PretrainingSpec,
+    cache: Path,
+    progress: ProgressCallback = no_progress,
+    cancel: CancelToken | None = None,
+) -> tuple[list[Dataset], list[CachedStudy], list[Problem]]:
+    """Find and prepare all studies of a run.
+
+    Returns
+    -------
+    list of Dataset
+        To train on.
+    list of CachedStudy
+        Held out, spread evenly over all that were found.
+    list of Problem
+        Studies left out, and why.
+
+    Raises
+    ------
+    StudyError
+        Nothing is left to train on.
+    """
+    datasets, problems = [], []
+    for source in spec.data:
+        studies, bad = _prepare(source, spec, cache, progress, cancel)
+        for study in studies:
+            if not set(study.modalities) & set(spec.modalities):
+                bad.append(Problem(study.name, f"has none of {', '.join(spec.modalities)}"))
+        datasets.append(([s for s in studies if set(s.modalities) & set(spec.modalities)], source.weight))
+        problems += bad
+    every = [study for studies, _ in datasets for study in studies]
+    if not every:
+        why = f" The first problem: {problems[0].name}: {problems[0].reason}" if problems else ""
+        raise StudyError(f"There is no study to train on in {[s.path for s in spec.data]}: check the folders.{why}")
+    count = min(spec.held_out, len(every) // 5)
+    held = {every[round((k + 0.5) * len(every) / count)].path for k in range(count)} if count else set()
+    kept = [Dataset(tuple(s for s in studies if s.path not in held), weight) for studies, weight in datasets]
+    return [d for d in kept if d.studies], [s for s in every if s.path in held], problems
+
+
+def _prepare(
+    source: DataSource,
+    spec: PretrainingSpec,
+    cache: Path,
+    progress: ProgressCallback,
+    cancel: CancelToken | None,
+) -> tuple[list[CachedStudy], list[Problem]]:
+    kind, _, count = source.path.partition(":")
+    if kind == "synthetic":
+        if not count.isdigit():
+            raise StudyError(f"{source.path!r}: say how many synthetic studies, for example synthetic:50.")
+        return cache_synthetic(range(int(count)), cache, spec.preparation, progress, cancel), []
+    path = Path(source.path).expanduser()
+    files: Sequence[StudyFiles]
+    problems: list[Problem] = []
+    if path.suffix == ".json":
+        files, unreadable = read_datalist(path, Path(source.base).expanduser() if source.base else None)
+        problems = [Problem(name, reason) for name, reason in unreadable]
+    elif path.is_dir():
+        files = find_studies(path)
+    else:
+        raise FileError(f"{path} is neither a folder nor a .json datalist: check the path.")
+    studies, bad = cache_studies(files, cache, spec.preparation, progress, cancel)
+    return studies, problems + bad
+
+
+def cut_pair(study: CachedStudy, channels: tuple[int, int], start: NDArray[np.int64], size: int) -> Tensor:
+    """Read the same cube of two channels: (2, size, size, size), float32, 0 beyond the volume."""
+    shape = np.array(study.volumes.shape[1:])
+    low, high = np.maximum(start, 0), np.minimum(start + size, shape)
+    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    into = tuple(slice(int(a), int(b)) for a, b in zip(low - start, high - start, strict=True))
+    cube = torch.zeros(2, size, size, size)
+    x, y, z = into
+    for row, channel in enumerate(channels):
+        cube[row, x, y, z] = torch.from_numpy(np.array(study.volumes[channel][box])).float()
+    return cube
+
+
+class CropStream(IterableDataset[Batch]):
+    """Endless batches of crops; batch number k is the same whenever and by however many processes it is read.
+
+    Parameters
+    ----------
+    datasets : sequence of Dataset
+    spec : PretrainingSpec
+        Gives modalities, crop, batch and seed.
+    first : int
+        Number of the first batch.
+    rank, world : int
+        This process reads every ``world``-th sample of each global batch, from ``rank`` on.
+    """
+
+    def __init__(
+        self, datasets: Sequence[Dataset], spec: PretrainingSpec, first: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.datasets, self.spec, self.first, self.rank, self.world = list(datasets), spec, first, rank, world
+        weights = np.array([d.weight for d in self.datasets])
+        self.shares = weights / weights.sum()
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        number, step = (self.first, 1) if worker is None else (self.first + worker.id, worker.num_workers)
+        while True:
+            yield self.batch(number)
+            number += step
+
+    def batch(self, number: int) -> Batch:
+        """Read one batch by its number."""
+        width = self.spec.batch * self.world
+        rows = [self.sample(number * width + k) for k in range(self.rank, width, self.world)]
+        stacked = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        return {**stacked, "number": torch.tensor(number)}
+
+    def sample(self, index: int) -> Batch:
+        """Draw one sample by its number in the whole run: study, modality to learn, another one, place, mirror."""
+        spec = self.spec
+        rng = np.random.default_rng([spec.seed, index])
+        studies = self.datasets[int(rng.choice(len(self.datasets), p=self.shares))].studies
+        study = studies[int(rng.integers(len(studies)))]
+        channels = [k for k, key in enumerate(study.modalities) if key in spec.modalities]
+        order = rng.permutation(channels)
+        target, other = int(order[0]), int(order[-1])
+        shape = np.array(study.volumes.shape[1:])
+        start = rng.integers(np.minimum(-8, (shape - spec.crop) // 2), np.maximum(shape - spec.crop + 8, 1))
+        pair = cut_pair(study, (target, other), start, spec.crop)
+        first, last = self.place(start, shape)
+        if rng.random() < 0.5:  # left and right are alike; the template is read mirrored along
+            pair, first[0], last[0] = pair.flip(1), last[0], first[0]
+        return {
+            "image": pair[:1],
+            "other": pair[1:],
+            "has_other": torch.tensor(target != other),
+            "target": torch.tensor(spec.modalities.index(study.modalities[target])),
+            "start": torch.from_numpy(first.astype(np.float32)),
+            "stop": torch.from_numpy(last.astype(np.float32)),
+        }
+
+    def place(self, start: NDArray[np.int64], shape: NDArray[np.int64]) -> tuple[NDArray[np.float64], ...]:
+        """Return where a crop's first and last voxels lie in the templates' frame, (3,) each, -1..1."""
+        span = shape if self.spec.template_frame == "box" else np.array(self.spec.template_shape)
+        centre = (shape - 1) / 2
+        return tuple((voxel - centre) / ((span - 1) / 2) for voxel in (start, start + self.spec.crop - 1))

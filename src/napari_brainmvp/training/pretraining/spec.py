@@ -1,0 +1,215 @@
+"""What a pre-training run is: one specification for the command line, the window and the job. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.preparation.spec import PreparationSpec
+from napari_brainmvp.study import MODALITIES
+
+__all__ = ["RECIPES", "DataSource", "PretrainingSpec", "read_spec"]
+
+
+class DataSource(BaseModel):
+    """One dataset of a run.
+
+    Parameters
+    ----------
+    path : str
+        A folder of studies or a BIDS tree; a JSON datalist; or ``"synthetic:N"`` for N made-up studies.
+    weight : float
+        How often it is drawn from, relative to the others.
+    base : str or None
+        Folder a datalist's relative paths start from; default the datalist's own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    weight: float = Field(1.0, gt=0)
+    base: str | None = None
+
+
+class PretrainingSpec(BaseModel):
+    """A pre-training run; the defaults are the ``compact`` recipe.
+
+    Parameters
+    ----------
+    data : tuple of DataSource
+    modalities : tuple of str
+        Modalities that are learned; scans of others are left aside.
+    held_out : int
+        Studies kept back for validation, at most a fifth of all.
+    encoder : {"compact", "small"}
+        ``uniformer-compact`` (1.6 M parameters) or ``uniformer-small`` (22 M, the paper's).
+    decoder : {"skips", "plain"}
+        With skips, told its target and sure or unsure of it; or the published one.
+    crop, batch, accumulate : int
+        Edge of the crops (multiple of 16); studies per step and process; steps summed before an update.
+    max_steps : int
+        Optimiser updates.
+    mask_rate : (float, float)
+        Share of the 8^3 blocks that is hidden, drawn per study between the two.
+    whole : float
+        Probability that view B shows nothing of its target, only the other modality.
+    masked_loss : bool
+        Reconstruct only what was hidden, rather than the whole crop.
+    from_template, from_other, contrast, distillation : float
+        Weights of task 1 on view A and on view B, of task 3, and of the direct form of task 2; 0 switches one off.
+    other_from, contrast_from : float
+        Shares of the run after which view B uses another modality, and after which task 3 counts.
+    temperature : float
+        Of the contrast.
+    projection : int
+        Width of the contrast's projection head on pooled features; 0 for the raw features.
+    template_shape : tuple of three int
+    template_frame : {"box", "centred"}
+        Templates span the foreground box, or are a frame of 1 mm voxels in whose centre the box lies.
+    template_minmax : bool
+        Normalise a template to 0..1 before use, as the release does.
+    template_rate : float
+        Learning rate of the templates.
+    learning_rate, weight_decay : float
+        AdamW; linear warm-up, then a cosine to zero.
+    warm_up : int
+    clip : float
+        Largest norm of the gradient.
+    average : float
+        Decay of the moving average of the weights, which is what is kept; 0 keeps the last weights.
+    preparation : PreparationSpec
+    precision : {"bf16-mixed", "32-true", "16-mixed"}
+    compile : bool
+        Use ``torch.compile``.
+    accelerator, devices, nodes, strategy
+        As Lightning names them.
+    workers : int
+        Processes that read crops.
+    minutes : float
+        Between checkpoints.
+    validate_every : int
+        Updates between validations.
+    seed : int
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: tuple[DataSource, ...] = ()
+    modalities: tuple[str, ...] = tuple(MODALITIES)
+    held_out: int = Field(4, ge=0)
+    encoder: Literal["compact", "small"] = "compact"
+    decoder: Literal["skips", "plain"] = "skips"
+    crop: int = Field(64, ge=16, le=256, multiple_of=16)
+    batch: int = Field(2, gt=0)
+    accumulate: int = Field(1, gt=0)
+    max_steps: int = Field(2000, gt=0)
+    mask_rate: tuple[float, float] = (0.5, 0.9)
+    whole: float = Field(0.3, ge=0, le=1)
+    masked_loss: bool = True
+    from_template: float = Field(1.0, ge=0)
+    from_other: float = Field(1.0, ge=0)
+    contrast: float = Field(0.1, ge=0)
+    distillation: float = Field(1.0, ge=0)
+    other_from: float = Field(0.0, ge=0, le=1)
+    contrast_from: float = Field(0.0, ge=0, le=1)
+    temperature: float = Field(0.2, gt=0)
+    projection: int = Field(64, ge=0)
+    template_shape: tuple[int, int, int] = (36, 44, 38)
+    template_frame: Literal["box", "centred"] = "box"
+    template_minmax: bool = False
+    template_rate: float = Field(1e-2, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    warm_up: int = Field(100, ge=0)
+    clip: float = Field(1.0, gt=0)
+    average: float = Field(0.998, ge=0, lt=1)
+    preparation: PreparationSpec = PreparationSpec()
+    precision: Literal["bf16-mixed", "32-true", "16-mixed"] = "bf16-mixed"
+    compile: bool = False
+    accelerator: str = "auto"
+    devices: int = Field(1, gt=0)
+    nodes: int = Field(1, gt=0)
+    strategy: str = "auto"
+    workers: int = Field(0, ge=0)
+    minutes: float = Field(5.0, ge=0)
+    validate_every: int = Field(200, gt=0)
+    seed: int = Field(0, ge=0)
+
+    @field_validator("mask_rate")
+    @classmethod
+    def _rates_in_order(cls, rates: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= rates[0] <= rates[1] <= 1:
+            raise ValueError(f"mask_rate {rates} must be two shares between 0 and 1, the smaller first")
+        return rates
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> PretrainingSpec:
+        if not (self.from_template or self.from_other):
+            raise ValueError("from_template and from_other are both 0: nothing would be reconstructed")
+        if self.contrast and self.batch * self.devices * self.nodes < 2:
+            raise ValueError("the contrast needs two studies a step: set batch to 2 or more, or contrast to 0")
+        return self
+
+
+_PUBLISHED: dict[str, Any] = {
+    "encoder": "small",
+    "decoder": "plain",
+    "crop": 96,
+    "batch": 3,
+    "accumulate": 2,
+    "whole": 0.0,
+    "masked_loss": False,
+    "contrast": 1.0,
+    "distillation": 0.0,
+    "contrast_from": 2 / 3,
+    "temperature": 1.0,
+    "projection": 0,
+    "template_shape": (240, 240, 155),
+    "template_frame": "centred",
+    "template_minmax": True,
+    "template_rate": 3e-4,
+    "learning_rate": 3e-4,
+    "weight_decay": 1e-5,
+    "average": 0.0,
+    "preparation": PreparationSpec(intensity="percentile", clip=True, symmetric=True, margin=0),
+}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "compact": {},
+    "default": {"encoder": "small", "crop": 96, "batch": 3, "accumulate": 2, "learning_rate": 3e-4},
+    "paper": {**_PUBLISHED, "mask_rate": (0.875, 0.875)},
+    "release": {**_PUBLISHED, "mask_rate": (0.8, 0.8), "from_template": 10.0, "other_from": 0.2},
+}
+"""Changes to the defaults of :class:`PretrainingSpec`, by name. ``paper`` and ``release`` are the published method."""
+
+
+def read_spec(path: Path | None, recipe: str | None, changes: dict[str, Any]) -> PretrainingSpec:
+    """Put a specification together: a recipe, then a YAML file's fields, then ``changes``.
+
+    Raises
+    ------
+    BrainMVPError
+        An unknown recipe, a file that is no YAML mapping, a field or value that makes no sense.
+    """
+    content: Any = {}
+    if path is not None:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise BrainMVPError(f"{path} is not a readable YAML file ({error}): correct it.") from error
+        if not isinstance(content, dict):
+            raise BrainMVPError(f"{path} must hold 'name: value' lines, not a {type(content).__name__}.")
+    chosen = recipe or content.pop("recipe", "compact")
+    content.pop("recipe", None)
+    if chosen not in RECIPES:
+        raise BrainMVPError(f"There is no recipe {chosen!r}: choose one of {', '.join(RECIPES)}.")
+    try:
+        return PretrainingSpec(**{**RECIPES[chosen], **content, **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BrainMVPError(f"{where or 'The specification'}: {first['msg']}. Correct the value.") from error

@@ -1,0 +1,118 @@
+"""The three tasks of pre-training as functions: masking, reconstruction, distillation, contrast.
+
+Source: Rui et al., CVPR 2025 (arXiv 2410.10604), section 3; where ours differs, the function says so.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["block_mask", "distillation_loss", "error_likelihood", "info_nce", "psnr", "reconstruction_loss"]
+
+
+def block_mask(rates: Tensor, size: int, generator: torch.Generator, block: int = 8) -> Tensor:
+    """Choose blocks at random, the same share of each sample to the nearest block, for all samples at once.
+
+    Parameters
+    ----------
+    rates : Tensor of shape (B,), float32, 0..1
+        Share of the blocks that is hidden, per sample.
+    size : int
+        Edge of the cubes, a multiple of ``block``.
+    generator : torch.Generator
+        On the CPU, so that every device hides the same blocks.
+    block : int
+        Edge of a block (8 in the paper).
+
+    Returns
+    -------
+    Tensor of shape (B, 1, size, size, size), bool
+        True where hidden; on the device of ``rates``.
+    """
+    count = size // block
+    order = torch.rand(len(rates), count**3, generator=generator).argsort(1).argsort(1)
+    hidden = order.to(rates.device) < (rates * count**3).round()[:, None]
+    mask = hidden.view(-1, 1, count, 1, count, 1, count, 1)
+    return mask.expand(-1, -1, -1, block, -1, block, -1, block).reshape(-1, 1, size, size, size)
+
+
+def reconstruction_loss(reconstruction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean squared error, task 1 (cross-modal reconstruction).
+
+    L = mean over samples of sum_v m_v (y_v - x_v)^2 / sum_v m_v with the mask m; with None, m = 1 everywhere as in the
+    paper. Each sample counts the same however much of it is hidden, and any split over devices gives the same mean.
+
+    Parameters
+    ----------
+    reconstruction, target : Tensor of shape (B, 1, X, Y, Z)
+    mask : Tensor of shape (B, 1, X, Y, Z), bool, or None
+
+    Returns
+    -------
+    Tensor
+        Scalar.
+    """
+    error = (reconstruction.float() - target) ** 2
+    if mask is None:
+        return error.mean()
+    weights = mask.to(error.dtype)
+    return ((error * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1)).mean()
+
+
+def error_likelihood(log_variance: Tensor, reconstruction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Negative log-likelihood of the error under a normal distribution, up to a constant: (e^2 / s^2 + log s^2) / 2.
+
+    The error is taken as given, so that learning how sure to be does not change what is reconstructed.
+    """
+    log_variance = log_variance.float().clamp(-10, 5)
+    squared = (reconstruction.detach().float() - target) ** 2
+    weights = torch.ones_like(squared) if mask is None else mask.to(squared.dtype)
+    likelihood = 0.5 * (squared * torch.exp(-log_variance) + log_variance)
+    return ((likelihood * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1)).mean()
+
+
+def distillation_loss(template: Tensor, image: Tensor) -> Tensor:
+    """Mean squared difference of template and image inside the head, task 2 made direct (not in the paper).
+
+    Its minimum is the modality's mean at each place. In the paper a template is reached only through task 1, which
+    asks that it be useful and not that it be the mean.
+
+    Parameters
+    ----------
+    template, image : Tensor of shape (B, 1, X, Y, Z)
+    """
+    return reconstruction_loss(template, image, image > 0)
+
+
+def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Symmetric InfoNCE, task 3 (modality-aware contrastive learning).
+
+    With s_ij = cos(a_i, b_j) / t: L = -1/2 mean_i [log softmax_j(s_ij)_i + log softmax_j(s_ji)_i]. Two views of one
+    study are the positive pair, the other studies of the batch the negatives.
+
+    Parameters
+    ----------
+    first, second : Tensor of shape (B, F)
+        Features of view A and of view B.
+    temperature : float
+        t; 1.0 in the release.
+
+    Returns
+    -------
+    Tensor
+        Scalar; 0 for a batch of one.
+    """
+    similarity = F.normalize(first.float(), dim=1) @ F.normalize(second.float(), dim=1).T / temperature
+    positives = torch.arange(len(first), device=first.device)
+    return 0.5 * (F.cross_entropy(similarity, positives) + F.cross_entropy(similarity.T, positives))
+
+
+def psnr(reconstruction: Tensor, target: Tensor, mask: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB inside a mask; the peak is the target's largest value there."""
+    inside = target[mask]
+    if inside.numel() == 0:
+        return float("nan")
+    error = (reconstruction[mask].float() - inside).square().mean().clamp(min=1e-12)
+    return float(10 * torch.log10(inside.max() ** 2 / error))

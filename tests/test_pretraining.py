@@ -1,0 +1,373 @@
+"""Pre-training: the formulas against small numpy versions, and real runs, killed and resumed."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import save
+from napari_brainmvp.errors import BrainMVPError, Cancelled, StudyError
+from napari_brainmvp.io import find_studies, read_datalist
+from napari_brainmvp.models import find_model, load_model
+from napari_brainmvp.networks import EncoderSpec, ModalityTemplates, ReconstructionNetwork, SegmentationNetwork
+from napari_brainmvp.preparation import PreparationSpec
+from napari_brainmvp.progress import CancelToken
+from napari_brainmvp.training.cache import cache_studies
+from napari_brainmvp.training.checkpoints import last_checkpoint, save_checkpoint
+from napari_brainmvp.training.pretraining.data import CropStream, Dataset, collect
+from napari_brainmvp.training.pretraining.engine import pretrain
+from napari_brainmvp.training.pretraining.model import PretrainingModel
+from napari_brainmvp.training.pretraining.spec import RECIPES, DataSource, PretrainingSpec, read_spec
+from napari_brainmvp.training.pretraining.tasks import (
+    block_mask,
+    distillation_loss,
+    error_likelihood,
+    info_nce,
+    psnr,
+    reconstruction_loss,
+)
+
+SMALL = {"crop": 32, "held_out": 1, "minutes": 0.0, "validate_every": 4, "precision": "32-true", "accelerator": "cpu"}
+COMMAND = [str(Path(sys.executable).parent / "brainmvp")]
+
+
+def ellipsoid(seed: int, contrast: float) -> np.ndarray:
+    """A head of two tissues with its own shape; each modality gives the tissues other intensities."""
+    rng = np.random.default_rng(seed)
+    where = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in (44, 48, 40)), indexing="ij"))
+    radius = np.sqrt((where**2 / rng.uniform(0.6, 0.9, (3, 1, 1, 1))).sum(0))
+    inner = radius < rng.uniform(0.4, 0.6)
+    noise = np.random.default_rng(seed + 100).normal(0, 0.03, radius.shape)
+    return (np.where(radius < 1, 100 + contrast * 60 * inner + 100 * noise, 0)).clip(0).astype(np.float32)
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    """Six studies of one to three modalities, as NIfTI."""
+    root = tmp_path / "studies"
+    for seed in range(6):
+        name = f"sub-{seed:02d}"
+        for key, contrast in {"t1": 1.0, "t2": -1.0, "flair": -0.5}.items():
+            if seed == 5 and key != "t1":
+                continue  # a study of a single modality
+            save(root / name / f"{name}_{key}.nii.gz", ellipsoid(seed, contrast))
+    return root
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def spec_for(studies: Path, **changes) -> PretrainingSpec:
+    return PretrainingSpec(**{"data": (DataSource(path=str(studies)),), "max_steps": 4, **SMALL, **changes})
+
+
+# --- formulas ---------------------------------------------------------------------------------------------------
+
+
+def test_block_mask_hides_exactly_the_rate_in_whole_blocks():
+    rates = torch.tensor([0.0, 0.3, 0.875, 1.0])
+    mask = block_mask(rates, 32, torch.Generator().manual_seed(1))
+    assert mask.shape == (4, 1, 32, 32, 32)
+    assert mask.dtype == torch.bool
+    blocks = mask.numpy().reshape(4, 4, 8, 4, 8, 4, 8).transpose(0, 1, 3, 5, 2, 4, 6).reshape(4, 64, 512)
+    assert ((blocks.sum(2) == 0) | (blocks.sum(2) == 512)).all()
+    assert (blocks.any(2).sum(1) == np.round(rates.numpy() * 64)).all()
+    again = block_mask(rates, 32, torch.Generator().manual_seed(1))
+    assert torch.equal(mask, again)
+    other = block_mask(rates, 32, torch.Generator().manual_seed(2))
+    assert not torch.equal(mask, other)
+
+
+def test_reconstruction_loss_is_the_mean_over_hidden_voxels_of_each_sample():
+    rng = np.random.default_rng(0)
+    made, truth = rng.normal(size=(2, 2, 1, 4, 4, 4)).astype(np.float32)
+    mask = rng.random((2, 1, 4, 4, 4)) < np.array([0.2, 0.8]).reshape(2, 1, 1, 1, 1)
+    expected = np.mean([((m - t) ** 2)[h].mean() for m, t, h in zip(made, truth, mask, strict=True)])
+    found = reconstruction_loss(torch.from_numpy(made), torch.from_numpy(truth), torch.from_numpy(mask))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    everywhere = reconstruction_loss(torch.from_numpy(made), torch.from_numpy(truth), None)
+    assert float(everywhere) == pytest.approx(((made - truth) ** 2).mean(), rel=1e-5)
+    nothing = reconstruction_loss(torch.from_numpy(made), torch.from_numpy(truth), torch.zeros(2, 1, 4, 4, 4) > 0)
+    assert float(nothing) == 0
+
+
+def test_info_nce_is_the_symmetric_cross_entropy_of_cosines():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 5, 7))
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b)]
+    scores = unit[0] @ unit[1].T / 0.3
+
+    def entropy(s):
+        return -np.mean(np.diag(s) - np.log(np.exp(s).sum(1)))
+
+    expected = (entropy(scores) + entropy(scores.T)) / 2
+    assert float(info_nce(torch.from_numpy(a), torch.from_numpy(b), 0.3)) == pytest.approx(expected, rel=1e-5)
+    assert float(info_nce(torch.ones(1, 4), torch.ones(1, 4), 0.3)) == 0
+
+
+def test_error_likelihood_is_least_where_the_variance_is_the_squared_error():
+    truth, made = torch.zeros(1, 1, 4, 4, 4), torch.full((1, 1, 4, 4, 4), 0.5, requires_grad=True)
+    values = {
+        s: float(error_likelihood(torch.full_like(truth, s), made, truth, None)) for s in np.log([0.1, 0.25, 0.6])
+    }
+    assert min(values, key=values.get) == np.log(0.25)
+    assert values[np.log(0.25)] == pytest.approx(0.5 * (1 + np.log(0.25)))
+    assert not error_likelihood(torch.zeros_like(truth), made, truth, None).requires_grad
+
+
+def test_distillation_loss_looks_inside_the_head_only():
+    image = torch.tensor([0.0, 1.0, 2.0]).view(1, 1, 3, 1, 1)
+    assert float(distillation_loss(torch.ones_like(image), image)) == pytest.approx(0.5)
+
+
+def test_psnr_in_decibels():
+    target = torch.full((2, 2, 2), 2.0)
+    assert psnr(target - 0.02, target, target > 0) == pytest.approx(40.0, abs=1e-3)
+    assert np.isnan(psnr(target, target, target > 5))
+
+
+def test_template_crops_are_samples_at_the_same_places_and_carry_gradients():
+    templates = ModalityTemplates(("t1", "t2"), (5, 6, 7))
+    with torch.no_grad():
+        templates.volumes.copy_(torch.randn(2, 5, 6, 7))
+    start, stop = torch.tensor([[-0.9, -1.2, 0.5]]), torch.tensor([[0.1, 0.7, -0.5]])  # beyond the box, and mirrored
+    axes = [torch.linspace(float(a), float(b), 8) for a, b in zip(start[0], stop[0], strict=True)]
+    where = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)[None]
+    crop = templates.crop(torch.tensor([1]), start, stop, 8)
+    torch.testing.assert_close(crop, templates.sample(torch.tensor([1]), where))
+    crop.sum().backward()
+    assert templates.volumes.grad[1].sum() == pytest.approx(512, rel=1e-4)
+    assert templates.volumes.grad[0].abs().sum() == 0
+
+
+def test_conditions_change_nothing_at_first_and_everything_but_the_output_transfers():
+    spec = EncoderSpec(channels=(8, 16, 32, 32), head_size=16, depths=(1, 1, 1, 1))
+    network = ReconstructionNetwork(("t1", "t2"), spec, 8).eval()
+    x = torch.randn(1, 1, 16, 32, 48)
+    first, second = (network.reconstruct(x, torch.tensor([k])) for k in (0, 1))
+    torch.testing.assert_close(first, second)
+    with torch.no_grad():
+        network.conditions[3].embedding.weight[1] = 1.0
+    assert not torch.allclose(first, network.reconstruct(x, torch.tensor([1])))
+    torch.testing.assert_close(first, network.reconstruct(x, torch.tensor([0])))
+    state = network.state_dict()
+    for key, value in SegmentationNetwork(1, 2, spec, 8, deep_supervision=False).state_dict().items():
+        assert state[key].shape == value.shape
+
+
+# --- data -------------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_study_is_named_and_skipped_and_a_changed_one_prepared_again(studies, tmp_path):
+    broken = studies / "sub-02" / "sub-02_t2.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:900])
+    cache = tmp_path / "cache"
+    good, bad = cache_studies(find_studies(studies), cache, PreparationSpec())
+    assert [p.name for p in bad] == ["sub-02"]
+    assert "sub-02_t2.nii.gz" in bad[0].reason
+    assert len(good) == 5
+    assert good[0].volumes.dtype == np.float16
+    assert good[-1].modalities == ("t1",)
+    written = {p: p.stat().st_mtime_ns for p in cache.glob("*.npy")}
+    save(studies / "sub-00" / "sub-00_t1.nii.gz", ellipsoid(77, 1.0))
+    anew, _ = cache_studies(find_studies(studies), cache, PreparationSpec())
+    assert anew[0].path != good[0].path
+    assert {p: p.stat().st_mtime_ns for p in written} == written, "unchanged studies are not prepared again"
+    half = good[1].path
+    half.write_bytes(half.read_bytes()[:100])
+    healed, _ = cache_studies(find_studies(studies), cache, PreparationSpec())
+    assert healed[1].volumes.shape == anew[1].volumes.shape
+
+
+def test_datalists_as_the_authors_write_them(studies, tmp_path):
+    listed = [
+        {"image": [f"studies/sub-0{k}/sub-0{k}_{m}.nii.gz" for m in ("flair", "t1", "t1", "t2")], "label": "x.nii.gz"}
+        for k in range(3)
+    ]
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": listed, "validation": [{"image": ["../../etc/t1.nii.gz"]}]}))
+    found, problems = read_datalist(path)
+    assert [sorted(s.scans) for s in found] == [["flair", "t1", "t2"]] * 3
+    assert len(problems) == 1
+    assert "outside" in problems[0][1]
+    spec = spec_for(studies, data=(DataSource(path=str(path)),))
+    datasets, held_out, left_out = collect(spec, tmp_path / "cache")
+    assert (len(datasets[0].studies), len(held_out), len(left_out)) == (3, 0, 1)
+
+
+def test_batches_do_not_depend_on_who_reads_them(studies, tmp_path):
+    spec = spec_for(studies, batch=4, contrast=0.1)
+    datasets, _, _ = collect(spec, tmp_path / "cache")
+    assert isinstance(datasets[0], Dataset)
+    whole = CropStream(datasets, spec).batch(7)
+    halves = [CropStream(datasets, spec.model_copy(update={"batch": 2}), 0, rank, 2).batch(7) for rank in (0, 1)]
+    for key in ("image", "other", "target", "start"):
+        joined = torch.stack([halves[0][key], halves[1][key]], 1).flatten(0, 1)
+        assert torch.equal(joined, whole[key])
+    loader = torch.utils.data.DataLoader(CropStream(datasets, spec, 5), batch_size=None, num_workers=2)
+    assert [int(b["number"]) for b, _ in zip(loader, range(5), strict=False)] == [5, 6, 7, 8, 9]
+
+
+def test_no_study_at_all_says_why(tmp_path, studies):
+    for path in studies.rglob("*.nii.gz"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(StudyError, match="sub-00"):
+        collect(spec_for(studies), tmp_path / "cache")
+
+
+# --- specification ----------------------------------------------------------------------------------------------
+
+
+def test_recipes_and_files_and_flags(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text("recipe: release\ncrop: 64\n")
+    spec = read_spec(path, None, {"max_steps": 5})
+    assert (spec.crop, spec.max_steps, spec.mask_rate, spec.from_template) == (64, 5, (0.8, 0.8), 10.0)
+    assert all(PretrainingSpec(**changes) for changes in RECIPES.values())
+    for content, word in (("crop: 33\n", "crop"), ("- 1\n", "name: value"), ("nonsense: 1\n", "nonsense")):
+        path.write_text(content)
+        with pytest.raises(BrainMVPError, match=word):
+            read_spec(path, None, {})
+    with pytest.raises(BrainMVPError, match="release"):
+        read_spec(None, "best", {})
+
+
+@pytest.mark.parametrize("recipe", ["paper", "release"])
+def test_the_published_recipes_train_the_published_network(studies, tmp_path, recipe):
+    changes = {**RECIPES[recipe], **SMALL, "batch": 2, "encoder": "compact", "template_shape": (60, 60, 40)}
+    spec = PretrainingSpec(data=(DataSource(path=str(studies)),), max_steps=2, **changes)
+    model = PretrainingModel(spec)
+    datasets, _, _ = collect(spec, tmp_path / "cache")
+    losses = model(CropStream(datasets, spec).batch(0), 1.0)
+    weights = {"template": spec.from_template, "other": 1.0, "contrast": 1.0}
+    assert set(losses) == {*weights, "loss"}
+    values = {k: float(v.detach()) for k, v in losses.items()}
+    assert values["loss"] == pytest.approx(sum(w * values[k] for k, w in weights.items()), rel=1e-5)
+    losses["loss"].backward()
+    unused = [name for name, p in model.named_parameters() if p.grad is None]
+    assert unused == []
+
+
+# --- runs -------------------------------------------------------------------------------------------------------
+
+
+def test_overfitting_a_few_studies_reconstructs_them_and_distils_the_mean(studies, tmp_path):
+    shutil.rmtree(studies / "sub-05")
+    shutil.rmtree(studies / "sub-04")
+    spec = spec_for(
+        studies, max_steps=120, validate_every=1000, minutes=60.0, held_out=0, modalities=("t1", "t2"), average=0.9,
+        whole=0.0, learning_rate=2e-3, template_rate=5e-2, template_shape=(12, 12, 12), warm_up=10,
+    )  # fmt: skip
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    folder = pretrain(spec, run, cache=cache)
+    losses = rows(run / "metrics.csv")
+    early, late = (np.mean([float(r["template"]) for r in part]) for part in (losses[:5], losses[-20:]))
+    assert 10 * np.log10(early / late) > 6
+    loaded = load_model(find_model(folder), "pretraining")
+    datasets, _, _ = collect(spec, cache)
+    middles = [s.volumes[s.modalities.index("t1")].astype(np.float32) for s in datasets[0].studies]
+    mean = np.mean([m[tuple(n // 2 for n in m.shape)] for m in middles])
+    assert loaded.templates.volumes[0][6, 6, 6] == pytest.approx(mean, rel=0.25)  # from 0
+
+
+def test_a_killed_run_resumes_to_the_same_curve(studies, tmp_path, home):
+    options = [f"--set={k}={v}" for k, v in SMALL.items()] + ["--max-steps=8", "--data", str(studies)]
+    cache = ["--cache", str(tmp_path / "cache")]
+
+    def start(run, *more):
+        return subprocess.Popen([*COMMAND, "pretrain", "--out", str(run), *cache, *more], stderr=subprocess.PIPE)
+
+    whole = start(tmp_path / "whole", *options)
+    assert whole.wait(240) == 0, whole.stderr.read().decode()
+    killed = tmp_path / "killed"
+    process = start(killed, *options)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(killed.glob("checkpoint-*3.pt")):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert last_checkpoint(killed)["step"] < 8
+    refused = start(killed, *options)
+    assert refused.wait(120) == 2
+    assert b"resume" in refused.stderr.read()
+    resumed = start(killed, "--resume")
+    assert resumed.wait(240) == 0, resumed.stderr.read().decode()
+    one, two = rows(tmp_path / "whole" / "metrics.csv"), rows(killed / "metrics.csv")
+    assert [r["step"] for r in two] == [str(k) for k in range(1, 9)]
+    for a, b in zip(one, two, strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)
+    assert find_model("killed").card.task == "pretraining"
+
+
+def test_two_processes_compute_what_one_does(studies, tmp_path, home):
+    options = [f"--set={k}={v}" for k, v in {**SMALL, "held_out": 0}.items()] + [
+        "--max-steps=3",
+        "--data",
+        str(studies),
+    ]
+    curves = []
+    for name, more in {
+        "one": ["--set", "batch=4"],
+        "two": ["--set", "batch=2", "--devices", "2", "--strategy", "ddp"],
+    }.items():
+        out = ["--out", str(tmp_path / name), "--cache", str(tmp_path / "cache")]
+        done = subprocess.run(
+            [*COMMAND, "pretrain", *out, *options, *more], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        curves.append([float(r["loss"]) for r in rows(tmp_path / name / "metrics.csv")])
+    assert curves[0] == pytest.approx(curves[1], rel=2e-3)
+
+
+def test_a_stopped_run_writes_a_checkpoint_first(studies, tmp_path):
+    token = CancelToken()
+
+    def stop_after_two(progress):
+        if progress.step == "Pre-training" and progress.done == 2:
+            token.cancel()
+
+    with pytest.raises(Cancelled, match="step 2 of 4"):
+        pretrain(
+            spec_for(studies, minutes=60.0),
+            tmp_path / "run",
+            cache=tmp_path / "c",
+            progress=stop_after_two,
+            cancel=token,
+        )
+    assert last_checkpoint(tmp_path / "run")["step"] == 2
+
+
+def test_checkpoints_keep_two_and_pass_over_a_damaged_one(tmp_path):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"x": torch.full((3,), float(step))})
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["checkpoint-00000002.pt", "checkpoint-00000003.pt"]
+    newest = tmp_path / "checkpoint-00000003.pt"
+    newest.write_bytes(newest.read_bytes()[:200])
+    assert last_checkpoint(tmp_path)["step"] == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_reported_and_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 1, {"x": torch.zeros(3)})
+    code = (
+        "import resource, sys; from pathlib import Path; import torch\n"
+        "from napari_brainmvp.training.checkpoints import save_checkpoint\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "save_checkpoint(Path(sys.argv[1]), 2, {'x': torch.zeros(1_000_000)})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert "FileError" in done.stderr
+    assert "cannot be written" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000001.pt"]
