@@ -1,11 +1,11 @@
-"""The dock widget: small panels one below the other."""
+"""The dock widget: the study on top, what can be done with it in tabs below."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from qtpy.QtCore import QEvent, QObject
-from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtWidgets import QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_brainmvp.models.card import NOTICE
 from napari_brainmvp.plugin.segment_panel import SegmentPanel
@@ -16,7 +16,7 @@ __all__ = ["BrainMVPWidget"]
 
 
 class BrainMVPWidget(QWidget):
-    """Study and Segment panels.
+    """The Study panel and one tab for each thing to do with it.
 
     Parameters
     ----------
@@ -28,24 +28,33 @@ class BrainMVPWidget(QWidget):
         super().__init__()
         self.study = StudyPanel(napari_viewer)
         self.segment = SegmentPanel(napari_viewer, self.study)
-        inside = QWidget()
-        panels = QVBoxLayout(inside)
-        panels.setContentsMargins(10, 8, 10, 8)
-        panels.setSpacing(10)
-        panels.addWidget(self.study)
-        panels.addWidget(_line())
-        panels.addWidget(self.segment)
-        panels.addStretch(1)
-        panels.addWidget(quiet(NOTICE))
+        self.tabs = QTabWidget()
+        self.tabs.setDocumentMode(True)
+        self.tabs.tabBar().setElideMode(Qt.TextElideMode.ElideNone)
+        self.tabs.setUsesScrollButtons(True)
+        self._add("Segment", self.segment, "Paint tissues and lesions with a trained model.")
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(10, 8, 10, 8)
+        layout.setSpacing(10)
+        layout.addWidget(self.study)
+        layout.addWidget(self.tabs, 1)
+        layout.addWidget(quiet(NOTICE))
+        self.setMinimumWidth(360)
+        self.destroyed.connect(self._abandon)
+
+    def _add(self, title: str, panel: QWidget, tooltip: str) -> None:
+        """Add a tab; a panel higher than the window scrolls."""
         area = QScrollArea()
         area.setWidgetResizable(True)
         area.setFrameShape(QFrame.Shape.NoFrame)
+        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        inside = QWidget()
+        column = QVBoxLayout(inside)
+        column.setContentsMargins(0, 8, 0, 0)
+        column.addWidget(panel)
+        column.addStretch(1)
         area.setWidget(inside)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(area)
-        self.setMinimumWidth(330)
-        self.destroyed.connect(self.segment.abandon)
+        self.tabs.setTabToolTip(self.tabs.addTab(area, title), tooltip)
 
     def showEvent(self, event: QEvent | None) -> None:
         """Watch the window this widget now lives in."""
@@ -53,14 +62,10 @@ class BrainMVPWidget(QWidget):
         self.window().installEventFilter(self)
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Let go of a run when that window closes."""
+        """Let go of what runs in this window when it closes."""
         if event is not None and event.type() == QEvent.Type.Close:
-            self.segment.abandon()
+            self._abandon()
         return False
 
-
-def _line() -> QFrame:
-    line = QFrame()
-    line.setFrameShape(QFrame.Shape.HLine)
-    line.setStyleSheet("color: #3a4048;")
-    return line
+    def _abandon(self) -> None:
+        self.segment.abandon()
