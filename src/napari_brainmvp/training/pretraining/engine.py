@@ -132,14 +132,15 @@ class _Run:
     def restore(self) -> int:
         """Load the last checkpoint and return the step it was written after; 0 where there is none."""
         state = last_checkpoint(self.run, str(self.fabric.device))
+        step = 0 if state is None else int(state["step"])
+        _drop_rows(self.run / "metrics.csv", step)
+        _drop_rows(self.run / "validation.csv", step)
         if state is None:
             return 0
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        _drop_rows(self.run / "metrics.csv", state["step"])
-        _drop_rows(self.run / "validation.csv", state["step"])
-        return int(state["step"])
+        return step
 
     def save(self, step: int) -> None:
         """Write a checkpoint."""
@@ -154,7 +155,7 @@ class _Run:
         batches = iter(loader)
         saved = time.monotonic()
         while step < spec.max_steps:
-            if cancel is not None and cancel.cancelled:
+            if self._cancelled(cancel):
                 if main:
                     self.save(step)
                 raise Cancelled(f"Stopped after step {step} of {spec.max_steps}. Resume to go on.")
@@ -174,6 +175,11 @@ class _Run:
             progress(Progress("Pre-training", step, spec.max_steps))
         if board is not None:
             board.close()
+
+    def _cancelled(self, cancel: CancelToken | None) -> bool:
+        """Tell whether to stop; the first process decides, so that all stop after the same step."""
+        wanted = cancel is not None and cancel.cancelled
+        return bool(self.fabric.broadcast(wanted)) if self.fabric.world_size > 1 else wanted
 
     def _step(self, batches: Any, step: int) -> dict[str, float]:
         """Update once, from ``accumulate`` batches."""
