@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from napari_brainmvp.jobs.control import free_name, remove_job, resume_job, stop_job, submit_job
 from napari_brainmvp.jobs.job import Job, JobState, find_job, list_jobs, read_job, say_seconds
+from napari_brainmvp.jobs.metrics import MetricsTable
 from napari_brainmvp.jobs.spec import KINDS, JobSpec, jobs_folder, pretraining_job
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Job",
     "JobSpec",
     "JobState",
+    "MetricsTable",
     "find_job",
     "free_name",
     "jobs_folder",

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor, QIcon, QPixmap
-from qtpy.QtWidgets import QLabel, QPushButton, QTableWidgetItem
+from qtpy.QtWidgets import QLabel, QPushButton, QTableWidgetItem, QTabWidget
 
-__all__ = ["ACCENT", "chip", "heading", "main_button", "quiet", "swatch"]
+__all__ = ["ACCENT", "STATE_COLORS", "chip", "heading", "main_button", "quiet", "style_tabs", "swatch"]
 
 ACCENT = "#4a90d9"
+STATE_COLORS = {
+    "queued": "#f2c14e",
+    "running": "#4a90d9",
+    "stopping": "#f2c14e",
+    "stopped": "#868d96",
+    "failed": "#e0605a",
+    "done": "#3fbf8f",
+}
+"""By the state of a job."""
 _CHIPS = {"good": "#3fbf8f", "warn": "#f2c14e", "off": "#868d96"}
 
 
@@ -52,3 +61,19 @@ def swatch(color: str) -> QIcon:
     pixmap = QPixmap(14, 14)
     pixmap.fill(QColor(color))
     return QIcon(pixmap)
+
+
+def style_tabs(tabs: QTabWidget) -> None:
+    """Give a tab widget flat tabs that share the width, with a line below the one that is chosen."""
+    bar = tabs.tabBar()
+    bar.setDrawBase(False)
+    bar.setExpanding(True)
+    bar.setUsesScrollButtons(False)
+    bar.setElideMode(Qt.TextElideMode.ElideNone)
+    tabs.setStyleSheet(
+        "QTabWidget::pane { border: none; border-top: 1px solid rgba(255,255,255,30); }"
+        "QTabBar::tab { background: transparent; color: #9aa0a8; border: none; border-bottom: 2px solid transparent;"
+        " padding: 6px 4px; margin: 0; min-width: 40px; font-size: 12px; }"
+        "QTabBar::tab:hover { color: #e6e8eb; }"
+        f"QTabBar::tab:selected {{ color: white; border-bottom: 2px solid {ACCENT}; }}"
+    )

@@ -8,9 +8,11 @@ from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtWidgets import QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_brainmvp.models.card import NOTICE
+from napari_brainmvp.plugin.jobs_strip import JobsStrip
 from napari_brainmvp.plugin.segment_panel import SegmentPanel
 from napari_brainmvp.plugin.study_panel import StudyPanel
-from napari_brainmvp.plugin.style import quiet
+from napari_brainmvp.plugin.style import quiet, style_tabs
+from napari_brainmvp.plugin.train_panel import TrainPanel
 
 __all__ = ["BrainMVPWidget"]
 
@@ -29,16 +31,19 @@ class BrainMVPWidget(QWidget):
         self.study = StudyPanel(napari_viewer)
         self.segment = SegmentPanel(napari_viewer, self.study)
         self._panels: list[Any] = []
+        self.train = TrainPanel(napari_viewer)
+        self.jobs = JobsStrip()
         self.tabs = QTabWidget()
-        self.tabs.setDocumentMode(True)
-        self.tabs.tabBar().setElideMode(Qt.TextElideMode.ElideNone)
-        self.tabs.setUsesScrollButtons(True)
+        style_tabs(self.tabs)
         self._add("Segment", self.segment, "Paint tissues and lesions with a trained model.")
+        self._add("Train", self.train, "Pre-train on your own studies; watch what runs in the background.")
+        self._watch_jobs()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(10, 8, 10, 8)
         layout.setSpacing(10)
         layout.addWidget(self.study)
         layout.addWidget(self.tabs, 1)
+        layout.addWidget(self.jobs)
         layout.addWidget(quiet(NOTICE))
         self.setMinimumWidth(360)
 
@@ -57,6 +62,18 @@ class BrainMVPWidget(QWidget):
         column.addStretch(1)
         area.setWidget(inside)
         self.tabs.setTabToolTip(self.tabs.addTab(area, title), tooltip)
+
+    def _watch_jobs(self) -> None:
+        """Let the strip tell the panels what it sees."""
+        self._panels.append(self.jobs)
+        self.jobs.polled.connect(self.train.show_jobs)
+        self.jobs.finished.connect(self.segment.refresh_models)
+        self.jobs.clicked.connect(self._show_job)
+        self.train.changed.connect(self.jobs.poll)
+
+    def _show_job(self, name: str) -> None:
+        self.train.show_job(name)
+        self.tabs.setCurrentIndex(self.tabs.count() - 1)
 
     def showEvent(self, event: QEvent | None) -> None:
         """Watch the window this widget now lives in."""

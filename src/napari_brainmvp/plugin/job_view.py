@@ -1,0 +1,190 @@
+"""One job, live: how far it is, its curves and pictures, and what can be done with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from napari.utils.notifications import show_error
+from qtpy.QtCore import QUrl, Signal
+from qtpy.QtGui import QDesktopServices
+from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+
+from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.jobs import Job, JobState, MetricsTable, resume_job, stop_job
+from napari_brainmvp.plugin.curves import CurvePlot, Series
+from napari_brainmvp.plugin.layers import shared_frame
+from napari_brainmvp.plugin.run_pictures import RunPictures
+from napari_brainmvp.plugin.style import STATE_COLORS, heading, quiet
+from napari_brainmvp.plugin.templates import run_templates, template_layers
+from napari_brainmvp.plugin.work import Work
+from napari_brainmvp.study import MODALITIES
+
+__all__ = ["JobView"]
+
+_LOSSES = {
+    "template": "from template",
+    "other": "from other modality",
+    "distillation": "templates",
+    "contrast": "contrast",
+}
+_NO_LOSS = ("learning_rate", "samples_per_second", "likelihood")
+_CAPTIONS = {"pretrain": ("original", "masked", "reconstructed", "template", "error")}
+
+
+class JobView(QWidget):
+    """Shows one job of the list it is given.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        Takes templates as layers.
+    """
+
+    changed = Signal()
+    """Emitted when something was asked of the job."""
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__()
+        self.job: Job | None = None
+        self._viewer = viewer
+        self._work: Work | None = None
+        self._losses, self._held_out = MetricsTable(Path()), MetricsTable(Path())
+        self.title, self.state, self.text = heading(""), QLabel(), quiet("")
+        self.bar = QProgressBar()
+        self.losses = CurvePlot("The losses appear with the first step.", 190)
+        self.quality = CurvePlot("Nothing was validated yet.", 120, smoothed=False)
+        self.pictures = RunPictures()
+        self.stop, self.resume = QPushButton("Stop"), QPushButton("Resume")
+        self.folder, self.templates = QPushButton("Open folder"), QPushButton("Show templates")
+        self._build()
+
+    def _build(self) -> None:
+        self.bar.setTextVisible(False)
+        self.bar.setFixedHeight(8)
+        self.bar.setRange(0, 1000)
+        self.stop.setToolTip("A checkpoint is written first; it can be resumed.")
+        self.resume.setToolTip("Go on from the last checkpoint.")
+        self.folder.setToolTip("Logs, metrics, pictures, checkpoints and the model.")
+        self.templates.setToolTip("Add the modality templates as image layers, as they are now.")
+        top = QHBoxLayout()
+        top.addWidget(self.title, 1)
+        top.addWidget(self.state)
+        buttons = QGridLayout()
+        for column, button in enumerate((self.stop, self.resume, self.templates, self.folder)):
+            buttons.addWidget(button, 0, column)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(top)
+        for part in (self.bar, self.text):
+            layout.addWidget(part)
+        layout.addLayout(buttons)
+        for part in (self.losses, self.quality, self.pictures):
+            layout.addWidget(part)
+        self.stop.clicked.connect(lambda: self._ask(stop_job))
+        self.resume.clicked.connect(lambda: self._ask(resume_job))
+        self.folder.clicked.connect(self._open_folder)
+        self.templates.clicked.connect(self.show_templates)
+
+    def show_job(self, job: Job) -> None:
+        """Show a job as it is now."""
+        if self.job is None or self.job.folder != job.folder:
+            self._losses, self._held_out = (MetricsTable(job.run / f"{n}.csv") for n in ("metrics", "validation"))
+            for plot in (self.losses, self.quality):
+                plot.show_series(())
+        self.job = job
+        self.title.setText(job.title)
+        self.state.setText(f"● {job.state}")
+        self.state.setStyleSheet(f"color: {STATE_COLORS[job.state.value]}; font-weight: 600;")
+        self.text.setText(_describe(job))
+        self.bar.setValue(round(1000 * job.fraction))
+        self.stop.setVisible(job.state.active)
+        self.stop.setEnabled(job.state is not JobState.stopping)
+        self.resume.setVisible(not job.state.active)
+        self.resume.setEnabled(job.state in (JobState.stopped, JobState.failed) and job.spec is not None)
+        self.templates.setVisible(job.spec is not None and job.spec.kind == "pretrain")
+        if self._losses.update():
+            self.losses.show_series(_loss_series(self._losses))
+        if self._held_out.update():
+            self.quality.show_series(_quality_series(self._held_out))
+        if job.spec is not None:
+            captions = _CAPTIONS.get(job.spec.kind, ())
+            self.pictures.show_folder(job.run / "pictures", captions, self._rows(job) if captions else ())
+
+    def _rows(self, job: Job) -> list[str]:
+        """Name the modalities in the rows of a picture: those that were validated, in the order of the run."""
+        keys = job.spec.settings.get("modalities", ()) if job.spec else ()
+        shown = [key for key in keys if f"psnr_{key}" in self._held_out.columns]
+        return [MODALITIES[key].title if key in MODALITIES else key for key in shown]
+
+    def _ask(self, act: Any) -> None:
+        assert self.job is not None
+        try:
+            act(self.job.name)
+        except BrainMVPError as error:
+            show_error(str(error))
+        self.changed.emit()
+
+    def _open_folder(self) -> None:
+        assert self.job is not None
+        QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.job.folder)))
+
+    def show_templates(self) -> None:
+        """Add the templates as layers, in the frame of what is already shown."""
+        if self.job is None or self._work is not None:
+            return
+        run, frame = self.job.run, shared_frame(self._viewer.layers)
+        self.templates.setEnabled(False)
+        self._work = Work(lambda progress, cancel: template_layers(*run_templates(run), frame))
+        self._work.done.connect(self._add_layers)
+        self._work.failed.connect(show_error)
+        self._work.failed.connect(self._ended)
+        self._work.crashed.connect(self._crashed)
+        self._work.start()
+
+    def _add_layers(self, layers: list[Any]) -> None:
+        for data, options, _ in layers:
+            self._viewer.add_image(data, **options)
+        self._ended()
+
+    def _crashed(self, error: Exception) -> None:
+        self._ended()
+        raise error
+
+    def _ended(self, *_: object) -> None:
+        self._work = None
+        self.templates.setEnabled(True)
+
+    def abandon(self) -> None:
+        """Let go of what still runs in this window."""
+        if self._work is not None:
+            self._work.abandon()
+            self._work = None
+
+
+def _describe(job: Job) -> str:
+    if job.state is JobState.done:
+        return f"The model {job.model} is in the list of models."
+    return job.progress or "Starting…"
+
+
+def _loss_series(table: MetricsTable) -> tuple[Series, ...]:
+    parts = [name for name in table.columns if name not in (*_NO_LOSS, "loss")] or ["loss"]
+    return tuple(
+        _series(table, name, _LOSSES.get(name, name.replace("_", " "))) for name in parts if name in table.columns
+    )
+
+
+def _quality_series(table: MetricsTable) -> tuple[Series, ...]:
+    """Draw PSNR by modality where it was measured from the template alone, else whatever was validated."""
+    names = [n for n in table.columns if n.startswith("psnr_") and not n.endswith("_from_other")]
+    if not names:
+        return tuple(_series(table, name, name.replace("_", " ")) for name in list(table.columns)[:6])
+    keys = [n.removeprefix("psnr_") for n in names]
+    titles = [f"{MODALITIES[key].title if key in MODALITIES else key} dB" for key in keys]
+    return tuple(_series(table, name, title) for name, title in zip(names, titles, strict=True))
+
+
+def _series(table: MetricsTable, name: str, title: str) -> Series:
+    return Series(title, np.array(table.steps, float), np.array(table.columns[name], float))

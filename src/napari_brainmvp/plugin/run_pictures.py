@@ -1,0 +1,116 @@
+"""The pictures a run draws of its progress: the latest, or any earlier one by a slider."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qtpy.QtCore import QRectF, Qt
+from qtpy.QtGui import QColor, QPainter, QPaintEvent, QPixmap
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QSlider, QVBoxLayout, QWidget
+
+from napari_brainmvp.plugin.style import quiet
+
+__all__ = ["RunPictures"]
+
+_CAPTION = 16
+
+
+class RunPictures(QWidget):
+    """Pictures of one run, hidden until there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths: list[Path] = []
+        self.sheet = _Sheet()
+        self.slider = QSlider(Qt.Orientation.Horizontal)
+        self.slider.setToolTip("See how it emerged.")
+        self.step: QLabel = quiet("")
+        self.step.setWordWrap(False)
+        below = QHBoxLayout()
+        below.addWidget(self.slider, 1)
+        below.addWidget(self.step)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(4)
+        layout.addWidget(self.sheet)
+        layout.addLayout(below)
+        self.slider.valueChanged.connect(self._show)
+        self.hide()
+
+    def show_folder(self, folder: Path, captions: Sequence[str], labels: Sequence[str]) -> None:
+        """Look for new pictures; the slider follows the latest unless it was moved away from it.
+
+        Parameters
+        ----------
+        folder : Path
+            Holds ``STEP.png`` files.
+        captions, labels : sequence of str
+            Of the columns and rows of each picture.
+        """
+        paths = sorted(folder.glob("[0-9]*.png")) if folder.is_dir() else []
+        self.sheet.captions, self.sheet.labels = tuple(captions), tuple(labels)
+        if paths == self.paths:
+            return
+        follows = self.slider.value() == self.slider.maximum() or paths[: len(self.paths)] != self.paths
+        self.paths = paths
+        self.slider.blockSignals(True)
+        self.slider.setRange(0, max(0, len(paths) - 1))
+        if follows:
+            self.slider.setValue(self.slider.maximum())
+        self.slider.blockSignals(False)
+        self.slider.setVisible(len(paths) > 1)
+        self._show()
+
+    def _show(self) -> None:
+        self.setVisible(bool(self.paths))
+        if self.paths:
+            path = self.paths[self.slider.value()]
+            self.sheet.show_picture(QPixmap(str(path)))
+            self.step.setText(f"step {int(path.stem)}")
+
+
+class _Sheet(QWidget):
+    """A picture as wide as the panel, with names above its columns and on its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.captions: tuple[str, ...] = ()
+        self.labels: tuple[str, ...] = ()
+        self._pixmap = QPixmap()
+        policy = QSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        policy.setHeightForWidth(True)
+        self.setSizePolicy(policy)
+
+    def show_picture(self, pixmap: QPixmap) -> None:
+        self._pixmap = pixmap
+        self.updateGeometry()
+        self.update()
+
+    def hasHeightForWidth(self) -> bool:
+        return True
+
+    def heightForWidth(self, width: int) -> int:
+        if self._pixmap.isNull():
+            return _CAPTION
+        height: float = width * self._pixmap.height() / self._pixmap.width()
+        return _CAPTION + round(height)
+
+    def paintEvent(self, event: QPaintEvent | None) -> None:
+        if self._pixmap.isNull():
+            return
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
+        font = self.font()
+        font.setPixelSize(10)
+        painter.setFont(font)
+        painter.setPen(QColor("#9aa0a8"))
+        height = self.heightForWidth(self.width()) - _CAPTION
+        painter.drawPixmap(QRectF(0, _CAPTION, self.width(), height), self._pixmap, QRectF(self._pixmap.rect()))
+        for number, caption in enumerate(self.captions):
+            width = self.width() / len(self.captions)
+            painter.drawText(QRectF(number * width, 0, width, _CAPTION), Qt.AlignmentFlag.AlignCenter, caption)
+        painter.setPen(QColor("#ffffff"))
+        for number, label in enumerate(self.labels):
+            top = _CAPTION + number * height / len(self.labels)
+            painter.drawText(QRectF(4, top + 3, 80, 14), Qt.AlignmentFlag.AlignLeft, label)

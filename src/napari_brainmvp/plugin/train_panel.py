@@ -1,0 +1,76 @@
+"""The *Train* panel: start a pre-training run, and watch any job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
+
+from napari_brainmvp.jobs import Job
+from napari_brainmvp.plugin.job_view import JobView
+from napari_brainmvp.plugin.pretrain_form import PretrainForm
+
+__all__ = ["TrainPanel"]
+
+
+class TrainPanel(QWidget):
+    """The form of a new run, or a job.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    """
+
+    changed = Signal()
+    """Emitted when a job was started, stopped or resumed here: a good moment to look at the jobs."""
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__()
+        self._wanted: str | None = None
+        self._opened = False
+        self.form, self.view = PretrainForm(), JobView(viewer)
+        self.back = QPushButton("‹ New run")
+        self.back.setFlat(True)
+        self.back.setStyleSheet("text-align: left; padding: 2px 0; color: #9aa0a8;")
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        for part in (self.back, self.view, self.form):
+            layout.addWidget(part)
+        self.back.clicked.connect(self.show_form)
+        self.form.submitted.connect(self.show_job)
+        self.view.changed.connect(self.changed)
+        self.show_form()
+
+    def show_form(self) -> None:
+        """Show the form of a new run."""
+        self._wanted = None
+        self.form.show()
+        self.view.hide()
+        self.back.hide()
+
+    def show_job(self, name: str) -> None:
+        """Show a job, with the next look at the jobs."""
+        self._wanted = name
+        self.changed.emit()
+
+    def show_jobs(self, jobs: list[Job]) -> None:
+        """Take the jobs as they are now; one that already runs when the window opens is shown at once."""
+        if not self._opened:
+            self._opened = True
+            self._wanted = self._wanted or next((job.name for job in jobs if job.state.active), None)
+        if self._wanted is None:
+            return
+        job = next((job for job in jobs if job.name == self._wanted), None)
+        if job is None:
+            self.show_form()
+            return
+        self.form.hide()
+        self.back.show()
+        self.view.show()
+        self.view.show_job(job)
+
+    def abandon(self) -> None:
+        """Let go of what runs in this window; jobs go on."""
+        self.form.abandon()
+        self.view.abandon()
