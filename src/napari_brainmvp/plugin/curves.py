@@ -67,7 +67,7 @@ class CurvePlot(QWidget):
         self.update()
 
     def _rescale(self) -> None:
-        values = np.concatenate([s.values for s in self.series])
+        values = np.concatenate([_moving_average(s.values) if self._smoothed else s.values for s in self.series])
         low, high = (float(v) for v in np.percentile(values, (0.5, 99.5))) if len(values) > 20 else _ends(values)
         self._log = low > 0 and high / low > 4
         low, high = (math.log10(low), math.log10(high)) if self._log else (low, high)
@@ -135,7 +135,7 @@ class CurvePlot(QWidget):
     def _draw_axes(self, painter: QPainter) -> None:
         first, last, low, high = self._span
         frame = self._frame()
-        for value in _ticks(low, high, 4):
+        for value in _decades(low, high) if self._log else _ticks(low, high, 4):
             y = frame.bottom() - (value - low) / (high - low) * frame.height()
             painter.setPen(_GRID)
             painter.drawLine(QPointF(frame.left(), y), QPointF(frame.right(), y))
@@ -147,8 +147,10 @@ class CurvePlot(QWidget):
         for value in _ticks(first, last, 4):
             if value == int(value):
                 x = frame.left() + (value - first) / (last - first) * frame.width()
-                where = QRectF(min(x - 30, self.width() - 60.0), frame.bottom() + 2, 60, 14)
-                painter.drawText(where, Qt.AlignmentFlag.AlignCenter, f"{int(value):,}".replace(",", "\u2009"))
+                text = f"{int(value):,}".replace(",", "\u2009")
+                half = painter.fontMetrics().horizontalAdvance(text) / 2
+                x = min(x, self.width() - 2 - half)
+                painter.drawText(QPointF(x - half, frame.bottom() + 13), text)
 
     def _draw_legend(self, painter: QPainter) -> None:
         for number, (one, (x, y)) in enumerate(zip(self.series, self._legend_places(), strict=True)):
@@ -213,3 +215,11 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     unit = 10 ** math.floor(math.log10(raw))
     step = next(unit * k for k in (1, 2, 5, 10) if unit * k >= raw)
     return [round(k * step, 12) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Choose 1, 2 and 5 of each decade between two logarithms, or powers of ten where those are many."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    fine = [power + math.log10(k) for power in powers for k in (1, 2, 5)]
+    found = [value for value in fine if low <= value <= high]
+    return found if len(found) <= 6 else [float(power) for power in powers if low <= power <= high]

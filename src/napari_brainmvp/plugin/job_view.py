@@ -9,14 +9,14 @@ import numpy as np
 from napari.utils.notifications import show_error
 from qtpy.QtCore import QUrl, Signal
 from qtpy.QtGui import QDesktopServices
-from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.jobs import Job, JobState, MetricsTable, resume_job, stop_job
 from napari_brainmvp.plugin.curves import CurvePlot, Series
 from napari_brainmvp.plugin.layers import shared_frame
 from napari_brainmvp.plugin.run_pictures import RunPictures
-from napari_brainmvp.plugin.style import STATE_COLORS, heading, quiet
+from napari_brainmvp.plugin.style import STATE_COLORS, heading, quiet, slim_bar, small_button
 from napari_brainmvp.plugin.templates import run_templates, template_layers
 from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.study import MODALITIES
@@ -52,28 +52,23 @@ class JobView(QWidget):
         self._work: Work | None = None
         self._losses, self._held_out = MetricsTable(Path()), MetricsTable(Path())
         self.title, self.state, self.text = heading(""), QLabel(), quiet("")
-        self.bar = QProgressBar()
+        self.bar = slim_bar()
         self.losses = CurvePlot("The losses appear with the first step.", 190)
-        self.quality = CurvePlot("Nothing was validated yet.", 120, smoothed=False)
+        self.quality = CurvePlot("Held-out studies appear with the first validation.", 130, smoothed=False)
         self.pictures = RunPictures()
-        self.stop, self.resume = QPushButton("Stop"), QPushButton("Resume")
-        self.folder, self.templates = QPushButton("Open folder"), QPushButton("Show templates")
+        self.stop = small_button("Stop", "A checkpoint is written first; it can be resumed.")
+        self.resume = small_button("Resume", "Go on from the last checkpoint.")
+        self.folder = small_button("Open folder", "Logs, metrics, pictures, checkpoints and the model.")
+        self.templates = small_button("Show templates", "Add the templates as image layers, as they are now.")
         self._build()
 
     def _build(self) -> None:
-        self.bar.setTextVisible(False)
-        self.bar.setFixedHeight(8)
-        self.bar.setRange(0, 1000)
-        self.stop.setToolTip("A checkpoint is written first; it can be resumed.")
-        self.resume.setToolTip("Go on from the last checkpoint.")
-        self.folder.setToolTip("Logs, metrics, pictures, checkpoints and the model.")
-        self.templates.setToolTip("Add the modality templates as image layers, as they are now.")
         top = QHBoxLayout()
         top.addWidget(self.title, 1)
         top.addWidget(self.state)
-        buttons = QGridLayout()
-        for column, button in enumerate((self.stop, self.resume, self.templates, self.folder)):
-            buttons.addWidget(button, 0, column)
+        buttons = QHBoxLayout()
+        for button in (self.stop, self.resume, self.templates, self.folder):
+            buttons.addWidget(button)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(top)
@@ -170,19 +165,19 @@ def _describe(job: Job) -> str:
 
 
 def _loss_series(table: MetricsTable) -> tuple[Series, ...]:
-    parts = [name for name in table.columns if name not in (*_NO_LOSS, "loss")] or ["loss"]
-    return tuple(
-        _series(table, name, _LOSSES.get(name, name.replace("_", " "))) for name in parts if name in table.columns
-    )
+    """Draw the parts of the loss; the loss itself where it has none."""
+    parts = [name for name in table.columns if name not in (*_NO_LOSS, "loss")] or [*table.columns][:1]
+    parts.sort(key=lambda name: [*_LOSSES, name].index(name))
+    return tuple(_series(table, name, _LOSSES.get(name, name.replace("_", " "))) for name in parts)
 
 
 def _quality_series(table: MetricsTable) -> tuple[Series, ...]:
-    """Draw PSNR by modality where it was measured from the template alone, else whatever was validated."""
+    """Draw PSNR in dB by modality, masked from the template; for other kinds of runs whatever was validated."""
     names = [n for n in table.columns if n.startswith("psnr_") and not n.endswith("_from_other")]
     if not names:
         return tuple(_series(table, name, name.replace("_", " ")) for name in list(table.columns)[:6])
     keys = [n.removeprefix("psnr_") for n in names]
-    titles = [f"{MODALITIES[key].title if key in MODALITIES else key} dB" for key in keys]
+    titles = [MODALITIES[key].title if key in MODALITIES else key for key in keys]
     return tuple(_series(table, name, title) for name, title in zip(names, titles, strict=True))
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import QSize, Qt, QTimer, Signal
 from qtpy.QtGui import QMouseEvent
-from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QProgressBar, QToolButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QToolButton, QVBoxLayout, QWidget
 
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.jobs import Job, JobState, list_jobs, remove_job, resume_job, say_seconds, stop_job
-from napari_brainmvp.plugin.style import STATE_COLORS, quiet
+from napari_brainmvp.plugin.style import STATE_COLORS, link, quiet, slim_bar
 
 __all__ = ["JobsStrip"]
 
@@ -113,10 +113,8 @@ class JobLine(QFrame):
         self.name = name
         self.dot, self.title, self.text = QLabel("●"), QLabel(), quiet("")
         self.text.setWordWrap(False)
-        self.bar = QProgressBar()
-        self.bar.setTextVisible(False)
-        self.bar.setFixedSize(QSize(70, 6))
-        self.bar.setRange(0, 1000)
+        self.bar = slim_bar()
+        self.bar.setFixedWidth(70)
         self.stop = self._button("■", "Stop: a checkpoint is written first.", lambda: stop_job(name))
         self.resume = self._button("▶", "Resume from the last checkpoint.", lambda: resume_job(name))
         self.dismiss = self._button(
@@ -140,10 +138,8 @@ class JobLine(QFrame):
             row.addWidget(button)
 
     def _button(self, text: str, tooltip: str, act: Callable[[], object]) -> QToolButton:
-        button = QToolButton()
-        button.setText(text)
+        button = link(text)
         button.setToolTip(tooltip)
-        button.setAutoRaise(True)
         button.setFixedSize(QSize(24, 22))
 
         def press() -> None:

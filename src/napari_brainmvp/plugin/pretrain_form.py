@@ -16,7 +16,6 @@ from qtpy.QtWidgets import (
     QInputDialog,
     QLineEdit,
     QListWidget,
-    QPushButton,
     QSpinBox,
     QVBoxLayout,
     QWidget,
@@ -26,7 +25,7 @@ from superqt import QCollapsible
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.jobs import free_name, pretraining_job, say_seconds, submit_job
 from napari_brainmvp.plugin.modality_matrix import ModalityMatrix
-from napari_brainmvp.plugin.style import heading, main_button, quiet
+from napari_brainmvp.plugin.style import heading, main_button, quiet, small_button
 from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, read_spec
 from napari_brainmvp.training.pretraining.survey import Survey, estimate, survey
@@ -34,8 +33,8 @@ from napari_brainmvp.training.pretraining.survey import Survey, estimate, survey
 __all__ = ["PretrainForm"]
 
 _RECIPES = {
-    "compact": "Compact (1.6 M parameters, for a laptop)",
-    "default": "Default (22 M parameters, for a GPU)",
+    "compact": "Compact, for a laptop",
+    "default": "Default, for a GPU",
     "paper": "As published",
     "release": "As the published code",
 }
@@ -55,8 +54,10 @@ class PretrainForm(QWidget):
         self.found: Survey | None = None
         self._work: Work | None = None
         self.sources = _SourceList()
-        self.add_folder, self.add_list = QPushButton("Folder…"), QPushButton("Datalist…")
-        self.add_synthetic, self.remove = QPushButton("Synthetic…"), QPushButton("Remove")
+        self.add_folder = small_button("Folder…", "Folders of studies, or a BIDS tree.")
+        self.add_list = small_button("Datalist…", "A JSON datalist, as MONAI and the authors use it.")
+        self.add_synthetic = small_button("Synthetic…", "Made-up studies: to try it out, or beside your own.")
+        self.remove = small_button("Remove", "Take the chosen line out of the list.")
         self.summary = quiet("")
         self.matrix = ModalityMatrix()
         self.problems = QCollapsible("Problems")
@@ -86,7 +87,10 @@ class PretrainForm(QWidget):
             self.recipe.addItem(title, key)
         for title, count in _SIZES.items():
             self.size.addItem(f"{title} ({count:,} steps)".replace(",", "\u2009"), count)
-        self.size.addItem("As below", 0)
+        self.size.addItem("As in the options", 0)
+        for box in (self.recipe, self.size):
+            box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            box.setMinimumContentsLength(12)
         self.size.setCurrentIndex(1)
         self.steps.setRange(1, 10_000_000)
         self.device.addItems(["auto", "cpu", "cuda", "mps"])
@@ -95,9 +99,6 @@ class PretrainForm(QWidget):
         self.seed.setToolTip("The same seed gives the same run on the same machine.")
         self.name.setPlaceholderText(free_name("encoder"))
         self.name.setToolTip("Name of the model, and of the job that makes it.")
-        self.add_folder.setToolTip("Folders of studies, or a BIDS tree.")
-        self.add_list.setToolTip("A JSON datalist, as MONAI and the authors use it.")
-        self.add_synthetic.setToolTip("Made-up studies: to try it out, or beside your own.")
         buttons = QHBoxLayout()
         buttons.setSpacing(4)
         for button in (self.add_folder, self.add_list, self.add_synthetic, self.remove):

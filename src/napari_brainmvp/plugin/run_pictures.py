@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qtpy.QtCore import QRectF, Qt
-from qtpy.QtGui import QColor, QPainter, QPaintEvent, QPixmap
+from qtpy.QtGui import QColor, QPainter, QPaintEvent, QPixmap, QResizeEvent
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QSlider, QVBoxLayout, QWidget
 
 from napari_brainmvp.plugin.style import quiet
@@ -78,23 +78,20 @@ class _Sheet(QWidget):
         self.captions: tuple[str, ...] = ()
         self.labels: tuple[str, ...] = ()
         self._pixmap = QPixmap()
-        policy = QSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        policy.setHeightForWidth(True)
-        self.setSizePolicy(policy)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
 
     def show_picture(self, pixmap: QPixmap) -> None:
         self._pixmap = pixmap
-        self.updateGeometry()
+        self._fit()
         self.update()
 
-    def hasHeightForWidth(self) -> bool:
-        return True
+    def resizeEvent(self, event: QResizeEvent | None) -> None:
+        self._fit()
 
-    def heightForWidth(self, width: int) -> int:
-        if self._pixmap.isNull():
-            return _CAPTION
-        height: float = width * self._pixmap.height() / self._pixmap.width()
-        return _CAPTION + round(height)
+    def _fit(self) -> None:
+        """Be as high as the picture is at this width."""
+        if not self._pixmap.isNull():
+            self.setFixedHeight(_CAPTION + round(self.width() * self._pixmap.height() / self._pixmap.width()))
 
     def paintEvent(self, event: QPaintEvent | None) -> None:
         if self._pixmap.isNull():
@@ -105,7 +102,7 @@ class _Sheet(QWidget):
         font.setPixelSize(10)
         painter.setFont(font)
         painter.setPen(QColor("#9aa0a8"))
-        height = self.heightForWidth(self.width()) - _CAPTION
+        height = self.height() - _CAPTION
         painter.drawPixmap(QRectF(0, _CAPTION, self.width(), height), self._pixmap, QRectF(self._pixmap.rect()))
         for number, caption in enumerate(self.captions):
             width = self.width() / len(self.captions)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from napari_brainmvp.jobs import Job
 from napari_brainmvp.plugin.job_view import JobView
 from napari_brainmvp.plugin.pretrain_form import PretrainForm
+from napari_brainmvp.plugin.style import link
 
 __all__ = ["TrainPanel"]
 
@@ -30,9 +31,7 @@ class TrainPanel(QWidget):
         self._wanted: str | None = None
         self._opened = False
         self.form, self.view = PretrainForm(), JobView(viewer)
-        self.back = QPushButton("‹ New run")
-        self.back.setFlat(True)
-        self.back.setStyleSheet("text-align: left; padding: 2px 0; color: #9aa0a8;")
+        self.back = link("‹ New run")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         for part in (self.back, self.view, self.form):

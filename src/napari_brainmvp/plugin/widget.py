@@ -64,12 +64,13 @@ class BrainMVPWidget(QWidget):
         self.tabs.setTabToolTip(self.tabs.addTab(area, title), tooltip)
 
     def _watch_jobs(self) -> None:
-        """Let the strip tell the panels what it sees."""
+        """Let the strip tell the panels what it sees; training needs no open study, and takes its place."""
         self._panels.append(self.jobs)
         self.jobs.polled.connect(self.train.show_jobs)
         self.jobs.finished.connect(self.segment.refresh_models)
         self.jobs.clicked.connect(self._show_job)
         self.train.changed.connect(self.jobs.poll)
+        self.tabs.currentChanged.connect(lambda index: self.study.setVisible(index != self.tabs.count() - 1))
 
     def _show_job(self, name: str) -> None:
         self.train.show_job(name)

@@ -121,13 +121,12 @@ class Estimate:
     cores: int
 
 
-_SECONDS_A_VOXEL = {"compact": 1.0e-5, "small": 3.0e-5}
-_BYTES_A_VOXEL = {"compact": 2.0e3, "small": 4.0e3}
-"""Of a sample, on two cores: measured by ``benchmarks/training_estimates.py``."""
+_SECONDS_A_VOXEL = {"compact": 5.3e-6, "small": 2.2e-5}
+_BYTES_A_VOXEL = {"compact": 2.5e3, "small": 7.1e3}
+_BASE_GIGABYTES = {"compact": 0.8, "small": 1.3}
+"""Of a sample on one core of a 2.x GHz server, and before any sample: ``benchmarks/training_estimates.py``."""
 _PREPARING = 3.6
 """Seconds to read or make, and to prepare a study."""
-_BASE = 1.0
-"""Gigabytes before any sample: the libraries, the weights and their moments."""
 
 
 def estimate(spec: PretrainingSpec, studies: int) -> Estimate:
@@ -139,7 +138,8 @@ def estimate(spec: PretrainingSpec, studies: int) -> Estimate:
     studies : int
         How many have to be prepared first.
     """
-    cores = max(1, (os.cpu_count() or 2) if not hasattr(os, "sched_getaffinity") else len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     voxels = spec.batch * spec.crop**3
-    training = spec.max_steps * spec.accumulate * voxels * _SECONDS_A_VOXEL[spec.encoder] * 2 / cores
-    return Estimate(training + studies * _PREPARING, _BASE + voxels * _BYTES_A_VOXEL[spec.encoder] / 1e9, cores)
+    training = spec.max_steps * spec.accumulate * voxels * _SECONDS_A_VOXEL[spec.encoder] / cores
+    memory = _BASE_GIGABYTES[spec.encoder] + voxels * _BYTES_A_VOXEL[spec.encoder] / 1e9
+    return Estimate(training + studies * _PREPARING, memory, cores)
