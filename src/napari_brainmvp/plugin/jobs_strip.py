@@ -69,9 +69,8 @@ class JobsStrip(QWidget):
         self._timer.stop()
 
     def _wanted(self, job: Job) -> bool:
-        if job.state.active:
-            return True
-        return job.name not in self._dismissed and time.time() - job.ended < _RECENT
+        recent = job.spec is None or time.time() - job.ended < _RECENT
+        return job.state.active or (recent and job.name not in self._dismissed)
 
     def _say(self, job: Job) -> None:
         if job.state is JobState.done:

@@ -63,7 +63,7 @@ class PretrainForm(QWidget):
         self.problems = QCollapsible("Problems")
         self.problem_list = quiet("")
         self.recipe, self.size, self.device = QComboBox(), QComboBox(), QComboBox()
-        self.steps, self.seed = QSpinBox(), QSpinBox()
+        self.steps, self.crop, self.batch, self.seed = QSpinBox(), QSpinBox(), QSpinBox(), QSpinBox()
         self.name = QLineEdit()
         self.cost = quiet("")
         self.button = main_button("Start pre-training")
@@ -74,10 +74,13 @@ class PretrainForm(QWidget):
         self.add_synthetic.clicked.connect(self._ask_synthetic)
         self.remove.clicked.connect(self.sources.remove_chosen)
         self.size.currentIndexChanged.connect(self._size_chosen)
-        for signal in (self.recipe.currentIndexChanged, self.steps.valueChanged, self.device.currentIndexChanged):
-            signal.connect(self._say_cost)
+        self.recipe.currentIndexChanged.connect(self._recipe_chosen)
+        for box in (self.steps, self.crop, self.batch):
+            box.valueChanged.connect(self._say_cost)
+        self.device.currentIndexChanged.connect(self._say_cost)
         self.button.clicked.connect(self.start)
         self._size_chosen()
+        self._recipe_chosen()
         self.look()
 
     def _build(self) -> None:
@@ -93,6 +96,11 @@ class PretrainForm(QWidget):
             box.setMinimumContentsLength(12)
         self.size.setCurrentIndex(1)
         self.steps.setRange(1, 10_000_000)
+        self.crop.setRange(16, 256)
+        self.crop.setSingleStep(16)
+        self.crop.setToolTip("Edge of the cubes that are cut out, in mm: a smaller one needs less memory.")
+        self.batch.setRange(2, 64)
+        self.batch.setToolTip("Studies in each step: fewer need less memory.")
         self.device.addItems(["auto", "cpu", "cuda", "mps"])
         self.device.setToolTip("auto takes a GPU where there is one. Jobs for the same device wait for each other.")
         self.seed.setMaximum(2**31 - 1)
@@ -109,8 +117,11 @@ class PretrainForm(QWidget):
         form.addRow("Model name", self.name)
         inside = QWidget()
         more = QFormLayout(inside)
-        for title, field in {"Steps": self.steps, "Compute on": self.device, "Seed": self.seed}.items():
-            more.addRow(title, field)
+        more.addRow("Steps", self.steps)
+        more.addRow("Crop", self.crop)
+        more.addRow("Studies a step", self.batch)
+        more.addRow("Compute on", self.device)
+        more.addRow("Seed", self.seed)
         options = QCollapsible("Options")
         options.addWidget(inside)
         layout = QVBoxLayout(self)
@@ -188,14 +199,21 @@ class PretrainForm(QWidget):
         if count:
             self.steps.setValue(count)
 
+    def _recipe_chosen(self) -> None:
+        usual = read_spec(None, self.recipe.currentData(), {})
+        self.crop.setValue(usual.crop)
+        self.batch.setValue(usual.batch)
+        self._say_cost()
+
     def spec(self) -> PretrainingSpec:
         """Return the run as it is set in the form."""
-        accelerator = self.device.currentText()
         changes: dict[str, Any] = {
             "data": tuple(DataSource(path=path) for path in self.sources.paths()),
             "max_steps": self.steps.value(),
+            "crop": self.crop.value() // 16 * 16,
+            "batch": self.batch.value(),
             "seed": self.seed.value(),
-            "accelerator": accelerator,
+            "accelerator": self.device.currentText(),
             "validate_every": max(20, min(200, self.steps.value() // 10)),
         }
         known = {key for _, keys in self.found.studies for key in keys} if self.found else set()

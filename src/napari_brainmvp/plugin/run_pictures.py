@@ -99,7 +99,7 @@ class _Sheet(QWidget):
         painter = QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
         font = self.font()
-        font.setPixelSize(10)
+        font.setPixelSize(9)
         painter.setFont(font)
         painter.setPen(QColor("#9aa0a8"))
         height = self.height() - _CAPTION
@@ -107,7 +107,9 @@ class _Sheet(QWidget):
         for number, caption in enumerate(self.captions):
             width = self.width() / len(self.captions)
             painter.drawText(QRectF(number * width, 0, width, _CAPTION), Qt.AlignmentFlag.AlignCenter, caption)
-        painter.setPen(QColor("#ffffff"))
         for number, label in enumerate(self.labels):
-            top = _CAPTION + number * height / len(self.labels)
-            painter.drawText(QRectF(4, top + 3, 80, 14), Qt.AlignmentFlag.AlignLeft, label)
+            where = QRectF(3, _CAPTION + number * height / len(self.labels) + 3, 0, 13)
+            where.setWidth(painter.fontMetrics().horizontalAdvance(label) + 8)
+            painter.fillRect(where, QColor(0, 0, 0, 150))
+            painter.setPen(QColor("#ffffff"))
+            painter.drawText(where, Qt.AlignmentFlag.AlignCenter, label)

@@ -104,7 +104,7 @@ def link(text: str) -> QToolButton:
     button.setCursor(Qt.CursorShape.PointingHandCursor)
     button.setStyleSheet(
         "QToolButton { background: transparent; border: none; color: #9aa0a8; padding: 0; }"
-        "QToolButton:hover { color: white; }"
+        "QToolButton:hover { color: white; } QToolButton::menu-indicator { image: none; }"
     )
     return button
 

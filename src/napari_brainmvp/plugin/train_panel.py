@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QMenu, QToolButton, QVBoxLayout, QWidget
 
 from napari_brainmvp.jobs import Job
 from napari_brainmvp.plugin.job_view import JobView
@@ -32,9 +32,18 @@ class TrainPanel(QWidget):
         self._opened = False
         self.form, self.view = PretrainForm(), JobView(viewer)
         self.back = link("‹ New run")
+        self.earlier = link("Earlier runs ▾")
+        self.earlier.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        self.earlier.setMenu(QMenu(self.earlier))
+        self.earlier.setToolTip("All jobs, the latest first.")
+        top = QHBoxLayout()
+        top.addWidget(self.back)
+        top.addStretch(1)
+        top.addWidget(self.earlier)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        for part in (self.back, self.view, self.form):
+        layout.addLayout(top)
+        for part in (self.view, self.form):
             layout.addWidget(part)
         self.back.clicked.connect(self.show_form)
         self.form.submitted.connect(self.show_job)
@@ -55,6 +64,7 @@ class TrainPanel(QWidget):
 
     def show_jobs(self, jobs: list[Job]) -> None:
         """Take the jobs as they are now; one that already runs when the window opens is shown at once."""
+        self._list([job.name for job in jobs])
         if not self._opened:
             self._opened = True
             self._wanted = self._wanted or next((job.name for job in jobs if job.state.active), None)
@@ -68,6 +78,16 @@ class TrainPanel(QWidget):
         self.back.show()
         self.view.show()
         self.view.show_job(job)
+
+    def _list(self, names: list[str]) -> None:
+        """Offer the jobs in the menu."""
+        menu = self.earlier.menu()
+        self.earlier.setVisible(bool(names))
+        if names == [action.text() for action in menu.actions()]:
+            return
+        menu.clear()
+        for name in names:
+            menu.addAction(name).triggered.connect(lambda _=False, name=name: self.show_job(name))
 
     def abandon(self) -> None:
         """Let go of what runs in this window; jobs go on."""
