@@ -29,6 +29,7 @@ from napari_brainmvp.networks.layers import share_batch_norm
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.training.cache import CachedStudy, Problem, cache_folder
 from napari_brainmvp.training.checkpoints import last_checkpoint, save_checkpoint
+from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.pretraining.data import CropStream, collect
 from napari_brainmvp.training.pretraining.model import PretrainingModel
 from napari_brainmvp.training.pretraining.spec import PretrainingSpec
@@ -83,6 +84,9 @@ def pretrain(
         precision=spec.precision,
     )
     fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
+        torch.set_flush_denormal(True)
     if not resume and last_checkpoint(run) is not None:
         raise BrainMVPError(f"{run} already holds a run: resume it, or choose another folder.")
     with fabric.rank_zero_first():  # the others find everything prepared
