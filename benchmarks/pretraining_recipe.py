@@ -4,9 +4,9 @@
 
 Every variant is the ``compact`` recipe with one change, trained on synthetic studies and measured on others, always in
 the same way: PSNR of hidden voxels inside the head with 80 % of the blocks hidden behind the template (view A) or
-behind another modality (view B), with everything hidden behind another modality, and of the bare template; and how often a
-study's two views find each other among all held-out ones by their pooled deepest features. Rows are appended, and rows
-that are there are not measured again.
+behind another modality (view B), with everything hidden behind another modality, and of the bare template; and how
+often a study's two views find each other among all held-out ones by their pooled deepest features. Rows are appended,
+and rows that are there are not measured again.
 """
 
 from __future__ import annotations
