@@ -158,7 +158,7 @@ class _Run:
         batches = iter(loader)
         saved = time.monotonic()
         while step < spec.max_steps:
-            if cancel is not None and cancel.cancelled:
+            if self._stop_wanted(cancel):
                 if main:
                     self.save(step)
                 raise Cancelled(f"Stopped after step {step} of {spec.max_steps}. Resume to go on.")
@@ -178,6 +178,15 @@ class _Run:
             progress(Progress("Pre-training", step, spec.max_steps))
         if board is not None:
             board.close()
+
+    def _stop_wanted(self, cancel: CancelToken | None) -> bool:
+        """Tell whether any process was asked to stop, so that all of them stop after the same step."""
+        asked = cancel is not None and cancel.cancelled
+        if self.fabric.world_size == 1:
+            return asked
+        votes = self.fabric.all_reduce(torch.tensor(float(asked), device=self.fabric.device), reduce_op="sum")
+        assert isinstance(votes, Tensor)
+        return bool(votes > 0)
 
     def _step(self, batches: Any, step: int) -> dict[str, float]:
         """Update once, from ``accumulate`` batches."""
