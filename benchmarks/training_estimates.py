@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from napari_brainmvp.training.cache import cache_folder
+from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.pretraining.data import CropStream, collect
 from napari_brainmvp.training.pretraining.model import PretrainingModel
 from napari_brainmvp.training.pretraining.spec import RECIPES, DataSource, PretrainingSpec
@@ -30,6 +31,7 @@ def main() -> None:
     cache = Path(sys.argv[4]) if len(sys.argv) > 4 else cache_folder()
     data = (DataSource(path="synthetic:2"),)
     spec = PretrainingSpec(**{**RECIPES[recipe], "crop": crop, "batch": batch, "data": data, "held_out": 0})
+    keep_freed_memory()
     torch.set_num_threads(1)
     datasets, _, _ = collect(spec, cache)
     model = PretrainingModel(spec).train()

@@ -119,6 +119,7 @@ def _refuse_taken(name: str) -> None:
 def _spawn(folder: Path) -> None:
     """Start the job's process, detached: no terminal, no window, a session of its own."""
     command = [sys.executable, "-m", "napari_brainmvp.jobs.process", str(folder.resolve())]
+    home = {"BRAINMVP_HOME": str(jobs_folder().parent.resolve())} if "BRAINMVP_HOME" in os.environ else {}
     flags = 0
     if sys.platform == "win32":
         flags = (
@@ -128,6 +129,7 @@ def _spawn(folder: Path) -> None:
         process = subprocess.Popen(
             command,
             cwd=folder,
+            env=os.environ | home,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

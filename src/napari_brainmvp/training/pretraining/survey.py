@@ -121,10 +121,10 @@ class Estimate:
     cores: int
 
 
-_SECONDS_A_VOXEL = {"compact": 5.3e-6, "small": 2.2e-5}
-_BYTES_A_VOXEL = {"compact": 2.5e3, "small": 7.1e3}
-_BASE_GIGABYTES = {"compact": 0.8, "small": 1.3}
-"""Of a sample on one core of a 2.x GHz server, and before any sample: ``benchmarks/training_estimates.py``."""
+_SECONDS_A_VOXEL = {"compact": 4.4e-6, "small": 1.75e-5}
+_BYTES_A_VOXEL = {"compact": 3.8e3, "small": 1.13e4}
+_BASE_GIGABYTES = {"compact": 0.6, "small": 1.1}
+"""Of a sample on one core, and before any sample: ``benchmarks/training_estimates.py``, crops of 32 and 64."""
 _PREPARING = 3.6
 """Seconds to read or make, and to prepare a study."""
 
