@@ -47,13 +47,13 @@ def main() -> None:
 
 def train() -> None:
     """Choose data with gaps, then pre-train on sixteen synthetic studies for some minutes, and photograph both."""
-    home = os.environ.setdefault("BRAINMVP_HOME", tempfile.mkdtemp(prefix="brainmvp-"))
+    os.environ.setdefault("BRAINMVP_HOME", tempfile.mkdtemp(prefix="brainmvp-"))
     viewer = napari.Viewer(title="napari", show=True)
     viewer.window.resize(1390, 880)
     _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
     widget.tabs.setCurrentWidget(widget.tabs.widget(widget.tabs.count() - 1))
     form = widget.train.form
-    form.sources.add_sources([str(_studies_with_gaps(Path(home) / "studies")), "synthetic:16"])
+    form.sources.add_sources([str(_studies_with_gaps(Path(tempfile.gettempdir()) / "studies")), "synthetic:16"])
     settle(3)
     viewer.screenshot(str(OUT / "train_form.png"), canvas_only=False, flash=False)
     form.sources.setCurrentRow(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
@@ -38,7 +39,7 @@ _RECIPES = {
     "paper": "As published",
     "release": "As the published code",
 }
-_SIZES = {"A try": 200, "An hour or a few": 2000, "Overnight": 20_000, "Days": 100_000}
+_SIZES = {"A try": 200, "An hour": 2000, "Overnight": 20_000, "Days": 100_000}
 
 
 class PretrainForm(QWidget):
@@ -228,11 +229,11 @@ class PretrainForm(QWidget):
         if self.found is None or not ready:
             return
         cost = estimate(self.spec(), self.found.count)
-        said = (
-            f"About {say_seconds(cost.seconds)} on the {cost.cores} cores of this machine, and {cost.gigabytes:.0f} GB"
-        )
-        note = "" if self.device.currentText() == "cpu" else " A GPU is faster."
-        self.cost.setText(f"{said} of memory: an estimate, the job will know better.{note}")
+        free = psutil.virtual_memory().available / 1e9
+        said = f"About {say_seconds(cost.seconds)} on the {cost.cores} cores of this machine"
+        memory = f"and {cost.gigabytes:.1f} of the {free:.0f} GB of memory that are free"
+        note = {"cpu": "", "auto": " A GPU is faster."}.get(self.device.currentText(), " A GPU was not measured.")
+        self.cost.setText(f"{said}, {memory}: an estimate, the job will know better.{note}")
 
     def start(self) -> None:
         """Submit the job."""
