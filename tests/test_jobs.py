@@ -23,13 +23,13 @@ from napari_brainmvp.jobs import (
     free_name,
     jobs_folder,
     list_jobs,
-    pretraining_job,
     read_job,
     remove_job,
     resume_job,
     say_seconds,
     stop_job,
     submit_job,
+    training_job,
 )
 from napari_brainmvp.jobs.queue import device_names
 from napari_brainmvp.models import find_model
@@ -54,7 +54,7 @@ def submit(home, studies, tmp_path):
 
     def start(name: str, **changes):
         settings = {"data": (DataSource(path=str(studies)),), "max_steps": 12, **QUICK, **changes}
-        return submit_job(pretraining_job(PretrainingSpec(**settings), name, cache=tmp_path / "cache"))
+        return submit_job(training_job("pretrain", PretrainingSpec(**settings), name, cache=tmp_path / "cache"))
 
     yield start
     for job in list_jobs():
@@ -166,7 +166,7 @@ def test_two_jobs_share_a_device_in_turn_and_a_stopped_one_resumes(submit):
 def test_a_job_outlives_whoever_started_it(submit, home, studies, tmp_path):
     spec = PretrainingSpec(data=(DataSource(path=str(studies)),), max_steps=3, **QUICK)
     path = tmp_path / "job.json"
-    path.write_text(pretraining_job(spec, "orphan", cache=tmp_path / "cache").model_dump_json())
+    path.write_text(training_job("pretrain", spec, "orphan", cache=tmp_path / "cache").model_dump_json())
     code = (
         "import sys, time; from pathlib import Path; from napari_brainmvp.jobs import JobSpec, submit_job\n"
         "submit_job(JobSpec.model_validate_json(Path(sys.argv[1]).read_text())); time.sleep(600)\n"
@@ -253,14 +253,14 @@ def test_a_damaged_job_is_listed_and_can_be_removed(home, damage):
 
 def test_names_and_numbers(home, monkeypatch):
     spec = PretrainingSpec(data=(DataSource(path="relative"), DataSource(path="synthetic:2")))
-    made = pretraining_job(spec, "a-name")
+    made = training_job("pretrain", spec, "a-name")
     assert Path(made.settings["data"][0]["path"]).is_absolute()
     assert made.settings["data"][1]["path"] == "synthetic:2"
     for name in ("", "../up", "Upper", "a/b", ".hidden"):
-        with pytest.raises(BrainMVPError, match="not a name"):
-            pretraining_job(spec, name)
+        with pytest.raises(BrainMVPError, match="not a model's name"):
+            training_job("pretrain", spec, name)
     with pytest.raises(BrainMVPError, match="already is a model"):
-        submit_job(pretraining_job(spec, "tiny"))
+        submit_job(training_job("pretrain", spec, "tiny"))
     with pytest.raises(BrainMVPError, match="There is no job 'x'"):
         find_job("x")
     assert free_name("tiny") == "tiny-1"

@@ -92,9 +92,9 @@ def run_pretraining(spec: PretrainingSpec, run: Path, *, resume: bool, name: str
 
 def submit_pretraining(spec: PretrainingSpec, *, name: str, cache: Path | None) -> None:
     """Let a job pre-train, and say how to follow it."""
-    from napari_brainmvp.jobs import free_name, pretraining_job, submit_job
+    from napari_brainmvp.jobs import free_name, submit_job, training_job
 
-    job = submit_job(pretraining_job(spec, name or free_name("encoder"), cache=cache))
+    job = submit_job(training_job("pretrain", spec, name or free_name("encoder"), cache=cache))
     say(f"Job {job.name} is {job.state}: follow it with brainmvp jobs logs -f {job.name}.")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from napari_brainmvp.jobs.control import free_name, remove_job, resume_job, stop_job, submit_job
 from napari_brainmvp.jobs.job import Job, JobState, find_job, list_jobs, read_job, say_seconds
 from napari_brainmvp.jobs.metrics import MetricsTable
-from napari_brainmvp.jobs.spec import KINDS, JobSpec, jobs_folder, pretraining_job
+from napari_brainmvp.jobs.spec import KINDS, JobSpec, jobs_folder, training_job
 
 __all__ = [
     "KINDS",
@@ -17,11 +17,11 @@ __all__ = [
     "free_name",
     "jobs_folder",
     "list_jobs",
-    "pretraining_job",
     "read_job",
     "remove_job",
     "resume_job",
     "say_seconds",
     "stop_job",
     "submit_job",
+    "training_job",
 ]

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from napari_brainmvp.errors import BrainMVPError
-from napari_brainmvp.training.pretraining.spec import PretrainingSpec
 
-__all__ = ["KINDS", "JobKind", "JobSpec", "jobs_folder", "pretraining_job"]
+__all__ = ["KINDS", "JobKind", "JobSpec", "jobs_folder", "training_job"]
 
 
 @dataclass(frozen=True)
@@ -24,31 +23,32 @@ class JobKind:
 
     Parameters
     ----------
-    module : str
-        Of the function.
+    title : str
+        What the job does.
     function : str
-        ``f(spec, run, *, resume, cache, progress, cancel)``, which returns the folder of a model.
+        ``module:function``: ``f(spec, run, *, resume, cache, progress, cancel)`` returns the folder of a model.
     spec : str
         ``module:Class`` of the function's specification, a pydantic model.
     """
 
-    module: str
+    title: str
     function: str
     spec: str
 
     def load(self) -> tuple[Any, type[BaseModel]]:
         """Import the function and the class of its specification."""
-        module, _, name = self.spec.partition(":")
-        spec: type[BaseModel] = getattr(import_module(module), name)
-        return getattr(import_module(self.module), self.function), spec
+        return _named(self.function), _named(self.spec)
 
 
-_TRAINING = "napari_brainmvp.training"
+def _named(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(f"napari_brainmvp.training.{module}"), name)
+
 
 KINDS: dict[str, JobKind] = {
-    "pretrain": JobKind(f"{_TRAINING}.pretraining.engine", "pretrain", f"{_TRAINING}.pretraining.spec:PretrainingSpec"),
+    "pretrain": JobKind("Pre-training", "pretraining.engine:pretrain", "pretraining.spec:PretrainingSpec"),
 }
-"""What can run in the background."""
+"""What can run in the background; modules of :mod:`napari_brainmvp.training`."""
 
 
 class JobSpec(BaseModel):
@@ -103,36 +103,44 @@ def jobs_folder() -> Path:
     return (Path(home) if home else Path(platformdirs.user_data_dir("brainmvp", appauthor=False))) / "jobs"
 
 
-def pretraining_job(spec: PretrainingSpec, name: str, *, title: str = "", cache: Path | None = None) -> JobSpec:
-    """Make a job of a pre-training run; paths become absolute, and the queue is that of the run's accelerator.
+def training_job(kind: str, settings: BaseModel, name: str, *, cache: Path | None = None) -> JobSpec:
+    """Make a job of a training run; paths become absolute, and the queue is that of the run's accelerator.
+
+    Parameters
+    ----------
+    kind : str
+        A key of :data:`KINDS`.
+    settings : pydantic model
+        The specification of that kind: its ``data``, ``accelerator`` and ``devices`` are looked at.
+    name : str
+        Of the job and its model.
+    cache : Path, optional
 
     Raises
     ------
     BrainMVPError
         ``name`` cannot be a model's name, or the run needs several machines.
     """
-    if spec.nodes > 1:
+    content = settings.model_dump(mode="json")
+    if content.get("nodes", 1) > 1:
         raise BrainMVPError("A background job runs on one machine: start a run on several nodes with their scheduler.")
-    data = [
-        {
-            **source.model_dump(mode="json"),
-            "path": _absolute(source.path),
-            "base": source.base and _absolute(source.base),
-        }
-        for source in spec.data
-    ]
-    device = {"gpu": "cuda", "cpu": "cpu", "cuda": "cuda", "mps": "mps"}.get(spec.accelerator, "auto")
+    for source in content["data"]:
+        source["path"], source["base"] = _absolute(source["path"]), source["base"] and _absolute(source["base"])
+    for other in ("init", "participants"):
+        if content.get(other) and Path(content[other]).expanduser().exists():
+            content[other] = _absolute(content[other])
+    device = {"gpu": "cuda", "cpu": "cpu", "cuda": "cuda", "mps": "mps"}.get(content["accelerator"], "auto")
     try:
         return JobSpec(
-            kind="pretrain",
+            kind=kind,
             name=name,
-            title=title or f"Pre-training {name}",
+            title=f"{KINDS[kind].title} {name}",
             device=device,
-            devices=spec.devices,
-            settings={**spec.model_dump(mode="json"), "data": data},
+            devices=content.get("devices", 1),
+            settings=content,
             cache=cache.expanduser().absolute() if cache else None,
         )
-    except ValueError as error:
+    except ValidationError as error:
         raise BrainMVPError(
             f"{name!r} is not a name for a model: use up to 64 of a-z, 0-9, '.', '_' and '-'."
         ) from error

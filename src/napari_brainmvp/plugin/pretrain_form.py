@@ -24,7 +24,7 @@ from qtpy.QtWidgets import (
 from superqt import QCollapsible
 
 from napari_brainmvp.errors import BrainMVPError
-from napari_brainmvp.jobs import free_name, pretraining_job, say_seconds, submit_job
+from napari_brainmvp.jobs import free_name, say_seconds, submit_job, training_job
 from napari_brainmvp.plugin.modality_matrix import ModalityMatrix
 from napari_brainmvp.plugin.style import heading, main_button, quiet, small_button
 from napari_brainmvp.plugin.work import Work
@@ -239,7 +239,7 @@ class PretrainForm(QWidget):
         """Submit the job."""
         name = self.name.text().strip() or free_name("encoder")
         try:
-            job = submit_job(pretraining_job(self.spec(), name))
+            job = submit_job(training_job("pretrain", self.spec(), name))
         except BrainMVPError as error:
             show_error(str(error))
             return
