@@ -65,7 +65,7 @@ def train() -> None:
     form.button.click()
     while not widget.train.view.pictures.paths or int(widget.train.view.pictures.paths[-1].stem) < 420:
         settle(1)
-    widget.train.view.show_templates()
+    widget.train.view.templates.click()
     settle(10)
     for layer in viewer.layers:
         layer.visible = layer.name == "Template FLAIR"

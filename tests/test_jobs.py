@@ -138,7 +138,7 @@ def test_a_killed_job_has_failed_and_goes_on_from_its_checkpoint(submit):
     assert steps(ended) == list(range(1, 13))
 
 
-def test_two_jobs_share_a_device_in_turn_and_a_stopped_one_resumes(submit):
+def test_jobs_take_turns_on_a_device_whether_stopped_or_killed(submit):
     submit("first", max_steps=5000)
     wait_for(lambda: find_job("first").state is JobState.running)
     submit("second", max_steps=2)
@@ -158,8 +158,11 @@ def test_two_jobs_share_a_device_in_turn_and_a_stopped_one_resumes(submit):
     assert second.file.started >= first.beat.at - 1.5  # not before the device was free
     resume_job("first")
     wait_for(lambda: len(steps(find_job("first"))) > last)
-    stop_job("first")
-    once = steps(wait_for_end("first"))
+    submit("fourth", max_steps=2)
+    wait_for(lambda: (beat := find_job("fourth").beat) is not None and beat.step == "Waiting for cpu")
+    os.kill(find_job("first").beat.pid, signal.SIGKILL)  # its device is free all the same
+    assert wait_for_end("fourth").state is JobState.done
+    once = steps(find_job("first"))
     assert once == list(range(1, len(once) + 1))
 
 
@@ -257,7 +260,7 @@ def test_names_and_numbers(home, monkeypatch):
     assert Path(made.settings["data"][0]["path"]).is_absolute()
     assert made.settings["data"][1]["path"] == "synthetic:2"
     for name in ("", "../up", "Upper", "a/b", ".hidden"):
-        with pytest.raises(BrainMVPError, match="not a model's name"):
+        with pytest.raises(BrainMVPError, match="not a name"):
             training_job("pretrain", spec, name)
     with pytest.raises(BrainMVPError, match="already is a model"):
         submit_job(training_job("pretrain", spec, "tiny"))

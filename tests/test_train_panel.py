@@ -136,8 +136,13 @@ def test_a_run_goes_on_without_its_window_and_another_finds_it(open_widget, stud
     assert "Resume" in view.text.text()
     click(qtbot, view.templates)
     qtbot.waitUntil(lambda: view.templates.isEnabled(), timeout=60_000)
-    assert [layer.name for layer in view._viewer.layers] == ["Template T1", "Template FLAIR"]
-    assert np.ptp(view._viewer.layers[0].data) > 0
+    layers = second.train._viewer.layers
+    assert [layer.name for layer in layers] == ["Template T1", "Template FLAIR"]
+    assert np.ptp(layers[0].data) > 0
+    second.train.templates.menu().aboutToShow.emit()
+    action = next(a for a in second.train.templates.menu().actions() if a.text() == "Tiny random model")
+    action.trigger()
+    qtbot.waitUntil(lambda: len(layers) == 6, timeout=60_000)
 
     click(qtbot, second.jobs.lines["mine"].resume)
     qtbot.waitUntil(lambda: find_job("mine").state is JobState.running, timeout=PATIENCE)

@@ -14,11 +14,8 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.jobs import Job, JobState, MetricsTable, resume_job, stop_job
 from napari_brainmvp.plugin.curves import CurvePlot, Series
-from napari_brainmvp.plugin.layers import shared_frame
 from napari_brainmvp.plugin.run_pictures import RunPictures
 from napari_brainmvp.plugin.style import STATE_COLORS, heading, quiet, slim_bar, small_button
-from napari_brainmvp.plugin.templates import run_templates, template_layers
-from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.study import MODALITIES
 
 __all__ = ["JobView"]
@@ -34,22 +31,16 @@ _CAPTIONS = {"pretrain": ("original", "masked", "reconstructed", "template", "er
 
 
 class JobView(QWidget):
-    """Shows one job of the list it is given.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
-        Takes templates as layers.
-    """
+    """Shows one job of the list it is given."""
 
     changed = Signal()
     """Emitted when something was asked of the job."""
+    templates_wanted = Signal(object)
+    """Emits the folder of a run whose templates shall be shown."""
 
-    def __init__(self, viewer: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.job: Job | None = None
-        self._viewer = viewer
-        self._work: Work | None = None
         self._losses, self._held_out = MetricsTable(Path()), MetricsTable(Path())
         self.title, self.state, self.text = heading(""), QLabel(), quiet("")
         self.bar = slim_bar()
@@ -80,7 +71,7 @@ class JobView(QWidget):
         self.stop.clicked.connect(lambda: self._ask(stop_job))
         self.resume.clicked.connect(lambda: self._ask(resume_job))
         self.folder.clicked.connect(self._open_folder)
-        self.templates.clicked.connect(self.show_templates)
+        self.templates.clicked.connect(lambda: self.job and self.templates_wanted.emit(self.job.run))
 
     def show_job(self, job: Job) -> None:
         """Show a job as it is now."""
@@ -124,38 +115,6 @@ class JobView(QWidget):
     def _open_folder(self) -> None:
         assert self.job is not None
         QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.job.folder)))
-
-    def show_templates(self) -> None:
-        """Add the templates as layers, in the frame of what is already shown."""
-        if self.job is None or self._work is not None:
-            return
-        run, frame = self.job.run, shared_frame(self._viewer.layers)
-        self.templates.setEnabled(False)
-        self._work = Work(lambda progress, cancel: template_layers(*run_templates(run), frame))
-        self._work.done.connect(self._add_layers)
-        self._work.failed.connect(show_error)
-        self._work.failed.connect(self._ended)
-        self._work.crashed.connect(self._crashed)
-        self._work.start()
-
-    def _add_layers(self, layers: list[Any]) -> None:
-        for data, options, _ in layers:
-            self._viewer.add_image(data, **options)
-        self._ended()
-
-    def _crashed(self, error: Exception) -> None:
-        self._ended()
-        raise error
-
-    def _ended(self, *_: object) -> None:
-        self._work = None
-        self.templates.setEnabled(True)
-
-    def abandon(self) -> None:
-        """Let go of what still runs in this window."""
-        if self._work is not None:
-            self._work.abandon()
-            self._work = None
 
 
 def _describe(job: Job) -> str:

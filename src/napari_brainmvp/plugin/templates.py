@@ -12,19 +12,19 @@ from napari_brainmvp.errors import ModelError
 from napari_brainmvp.plugin.layers import Frame, LayerTuple, scan_layer
 from napari_brainmvp.study import Grid, Scan, modality
 
-__all__ = ["run_templates", "template_layers"]
+__all__ = ["read_templates", "template_layers"]
 
 _HEAD_MM = 152.0
 """Length given to the left-right axis of a template in the box's frame, which has no millimetres of its own."""
 
 
-def run_templates(run: Path) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """Read the templates of a run: its model's, or as they emerge, its last checkpoint's. Imports torch.
+def read_templates(folder: Path) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """Read the templates of a model, or of a run: its model's, or as they emerge, its last checkpoint's. Imports torch.
 
     Parameters
     ----------
-    run : Path
-        Folder of a pre-training run.
+    folder : Path
+        Of a model, or of a pre-training run.
 
     Returns
     -------
@@ -35,21 +35,24 @@ def run_templates(run: Path) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     Raises
     ------
     ModelError
-        There are none yet.
+        There are none, or none yet.
     """
     from napari_brainmvp.models import find_model, load_model
     from napari_brainmvp.training.checkpoints import last_checkpoint
     from napari_brainmvp.training.pretraining.spec import read_spec
 
-    if (run / "model" / "card.json").is_file():
-        loaded = load_model(find_model(run / "model"), "pretraining")
-        if loaded.templates is not None:
-            return loaded.card.modalities, loaded.templates.volumes.numpy()
-    state = last_checkpoint(run) or {}
+    for place in (folder, folder / "model"):
+        if (place / "card.json").is_file():
+            entry = find_model(place)
+            templates = load_model(entry, entry.card.task).templates
+            if templates is None:
+                raise ModelError(f"The model {entry.card.name} has no templates: choose one that was pre-trained.")
+            return entry.card.modalities, templates.volumes.numpy()
+    state = last_checkpoint(folder) or {}
     volumes = next((v for k, v in state.get("average", {}).items() if k.endswith("templates.volumes")), None)
     if volumes is None:
-        raise ModelError(f"{run} has no templates yet: wait for the first checkpoint.")
-    return read_spec(run / "spec.json", None, {}).modalities, volumes.float().numpy()
+        raise ModelError("There are no templates yet: wait for the first checkpoint.")
+    return read_spec(folder / "spec.json", None, {}).modalities, volumes.float().numpy()
 
 
 def template_layers(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from napari.utils.notifications import show_error
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QHBoxLayout, QMenu, QToolButton, QVBoxLayout, QWidget
 
 from napari_brainmvp.jobs import Job
+from napari_brainmvp.models import list_models
 from napari_brainmvp.plugin.job_view import JobView
+from napari_brainmvp.plugin.layers import shared_frame
 from napari_brainmvp.plugin.pretrain_form import PretrainForm
 from napari_brainmvp.plugin.style import link
+from napari_brainmvp.plugin.templates import read_templates, template_layers
+from napari_brainmvp.plugin.work import Work
 
 __all__ = ["TrainPanel"]
 
@@ -30,15 +36,16 @@ class TrainPanel(QWidget):
         super().__init__()
         self._wanted: str | None = None
         self._opened = False
-        self.form, self.view = PretrainForm(), JobView(viewer)
+        self._viewer = viewer
+        self._work: Work | None = None
+        self.form, self.view = PretrainForm(), JobView()
         self.back = link("‹ New run")
-        self.earlier = link("Earlier runs ▾")
-        self.earlier.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
-        self.earlier.setMenu(QMenu(self.earlier))
-        self.earlier.setToolTip("All jobs, the latest first.")
+        self.earlier = _menu("Earlier runs ▾", "All jobs, the latest first.")
+        self.templates = _menu("Templates ▾", "Show a model's modality templates as image layers.")
         top = QHBoxLayout()
         top.addWidget(self.back)
         top.addStretch(1)
+        top.addWidget(self.templates)
         top.addWidget(self.earlier)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -48,6 +55,8 @@ class TrainPanel(QWidget):
         self.back.clicked.connect(self.show_form)
         self.form.submitted.connect(self.show_job)
         self.view.changed.connect(self.changed)
+        self.view.templates_wanted.connect(self.add_templates)
+        self.templates.menu().aboutToShow.connect(self._list_models)
         self.show_form()
 
     def show_form(self) -> None:
@@ -89,7 +98,55 @@ class TrainPanel(QWidget):
         for name in names:
             menu.addAction(name).triggered.connect(lambda _=False, name=name: self.show_job(name))
 
+    def _list_models(self) -> None:
+        """Offer the models that come with templates."""
+        menu = self.templates.menu()
+        menu.clear()
+        for entry in list_models():
+            if entry.card.fill_missing == "template":
+                action = menu.addAction(entry.card.title or entry.card.name)
+                action.triggered.connect(lambda _=False, folder=entry.folder: self.add_templates(folder))
+
+    def add_templates(self, folder: Path) -> None:
+        """Add the templates of a model or a run as layers, in the frame of what is already shown."""
+        if self._work is not None:
+            return
+        frame = shared_frame(self._viewer.layers)
+        self.view.templates.setEnabled(False)
+        self._work = Work(lambda progress, cancel: template_layers(*read_templates(folder), frame))
+        self._work.done.connect(self._add_layers)
+        self._work.failed.connect(self._refused)
+        self._work.crashed.connect(self._crashed)
+        self._work.start()
+
+    def _add_layers(self, layers: list[Any]) -> None:
+        self._ended()
+        for data, options, _ in layers:
+            self._viewer.add_image(data, **options)
+
+    def _refused(self, reason: str) -> None:
+        self._ended()
+        show_error(reason)
+
+    def _crashed(self, error: Exception) -> None:
+        self._ended()
+        raise error
+
+    def _ended(self) -> None:
+        self._work = None
+        self.view.templates.setEnabled(True)
+
     def abandon(self) -> None:
         """Let go of what runs in this window; jobs go on."""
         self.form.abandon()
-        self.view.abandon()
+        if self._work is not None:
+            self._work.abandon()
+            self._work = None
+
+
+def _menu(text: str, tooltip: str) -> QToolButton:
+    button = link(text)
+    button.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+    button.setMenu(QMenu(button))
+    button.setToolTip(tooltip)
+    return button
