@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,18 @@ import psutil
 from filelock import FileLock, Timeout
 
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError
-from napari_brainmvp.jobs.job import HEARTBEAT, STATE, STOP, Heartbeat, Job, JobState, StateFile, read_job, write_file
+from napari_brainmvp.jobs.job import (
+    HEARTBEAT,
+    RUN,
+    STATE,
+    STOP,
+    Heartbeat,
+    Job,
+    JobState,
+    StateFile,
+    read_job,
+    write_file,
+)
 from napari_brainmvp.jobs.queue import device_names, hold_devices
 from napari_brainmvp.jobs.spec import KINDS, JobSpec
 from napari_brainmvp.models import list_models
@@ -125,7 +136,9 @@ def _follow(folder: Path) -> None:
 
     threading.Thread(target=leave_with_it, daemon=True).start()
     function, kind = KINDS[spec.kind].load()
-    function(kind.model_validate(spec.settings), folder / "run", resume=(folder / "run").exists(), cache=spec.cache)
+    run = folder / RUN
+    with suppress(Cancelled):  # the first process says so
+        function(kind.model_validate(spec.settings), run, resume=run.exists(), cache=spec.cache)
 
 
 def _explain(error: Exception) -> str:
