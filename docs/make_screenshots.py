@@ -51,7 +51,7 @@ def train() -> None:
     viewer = napari.Viewer(title="napari", show=True)
     viewer.window.resize(1390, 880)
     _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
-    widget.tabs.setCurrentWidget(widget.tabs.widget(widget.tabs.count() - 1))
+    widget.tabs.setCurrentWidget(widget.train_tab)
     form = widget.train.form
     form.sources.add_sources([str(_studies_with_gaps(Path(tempfile.gettempdir()) / "studies")), "synthetic:16"])
     settle(3)

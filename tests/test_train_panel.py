@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
+from qtpy.QtWidgets import QWidget
 
 from conftest import brain, save
 from models_for_tests import tiny_model
@@ -39,7 +40,7 @@ def open_widget(make_napari_viewer, home, qtbot):
         qtbot.addWidget(widget)
         widget.resize(400, 800)
         widget.show()
-        widget.tabs.setCurrentIndex(widget.tabs.count() - 1)
+        widget.tabs.setCurrentWidget(widget.train_tab)
         opened.append(widget)
         return widget
 
@@ -98,7 +99,20 @@ def test_what_was_found_is_said_before_anything_starts(open_widget, studies, qtb
     assert form.cost.text() != before
     assert form.button.isEnabled()
     form.grab()
-    assert widget.tabs.sizeHint().width() <= 400
+
+
+def test_five_tabs_fit(open_widget, qtbot):
+    widget = open_widget()
+    for number, title in enumerate(("Segment", "Annotate", "Reconstruct", "Classify", "Train")):
+        if title not in [widget.tabs.tabText(k) for k in range(widget.tabs.count())]:
+            widget.tabs.insertTab(number, QWidget(), title)
+    widget.resize(380, 800)
+    qtbot.wait(50)
+    bar = widget.tabs.tabBar()
+    assert widget.width() <= 380
+    assert bar.tabRect(bar.count() - 1).right() <= bar.width()
+    for number in range(bar.count()):
+        assert bar.tabRect(number).width() >= bar.fontMetrics().horizontalAdvance(bar.tabText(number))
 
 
 def test_folders_can_be_dropped(open_widget, studies, qtbot):
@@ -176,7 +190,7 @@ def test_a_finished_job_renews_the_models_and_keeps_its_curves(open_widget, stud
     widget.tabs.setCurrentIndex(0)
     click(qtbot, widget.train.back) if widget.train.back.isVisible() else widget.train.show_form()
     qtbot.mouseClick(widget.jobs.lines["quick"], Qt.MouseButton.LeftButton, pos=QPoint(60, 10))
-    assert widget.tabs.currentIndex() == widget.tabs.count() - 1
+    assert widget.tabs.currentWidget() is widget.train_tab
     assert view.isVisible()
 
 

@@ -49,6 +49,7 @@ def main() -> None:
     """Work on the job in the folder named on the command line."""
     folder = Path(sys.argv[1])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("lightning").propagate = False  # it has a handler of its own
     if os.environ.get("LOCAL_RANK", "0") != "0":  # started by Lightning, as one of several processes of the job
         _follow(folder)
         return

@@ -116,7 +116,7 @@ class CurvePlot(QWidget):
         steps, values = one.steps[::stride], one.values[::stride]
         if self._smoothed and len(one.steps) > 12:
             faint = QColor(color)
-            faint.setAlpha(60)
+            faint.setAlpha(42)
             painter.setPen(QPen(faint, 1.0))
             painter.drawPolyline(self._points(steps, values))
             values = _moving_average(one.values)[::stride]

@@ -45,7 +45,7 @@ class JobView(QWidget):
         self.title, self.state, self.text = heading(""), QLabel(), quiet("")
         self.bar = slim_bar()
         self.losses = CurvePlot("The losses appear with the first step.", 190)
-        self.quality = CurvePlot("Held-out studies appear with the first validation.", 130, smoothed=False)
+        self.quality = CurvePlot("Held-out studies appear with the first validation.", 150, smoothed=False)
         self.pictures = RunPictures()
         self.stop = small_button("Stop", "A checkpoint is written first; it can be resumed.")
         self.resume = small_button("Resume", "Go on from the last checkpoint.")
@@ -101,8 +101,7 @@ class JobView(QWidget):
     def _rows(self, job: Job) -> list[str]:
         """Name the modalities in the rows of a picture: those that were validated, in the order of the run."""
         keys = job.spec.settings.get("modalities", ()) if job.spec else ()
-        shown = [key for key in keys if f"psnr_{key}" in self._held_out.columns]
-        return [MODALITIES[key].title if key in MODALITIES else key for key in shown]
+        return [_title(key) for key in keys if f"psnr_{key}" in self._held_out.columns]
 
     def _ask(self, act: Any) -> None:
         assert self.job is not None
@@ -132,12 +131,15 @@ def _loss_series(table: MetricsTable) -> tuple[Series, ...]:
 
 def _quality_series(table: MetricsTable) -> tuple[Series, ...]:
     """Draw PSNR in dB by modality, masked from the template; for other kinds of runs whatever was validated."""
-    names = [n for n in table.columns if n.startswith("psnr_") and not n.endswith("_from_other")]
-    if not names:
+    keys = [n.removeprefix("psnr_") for n in table.columns if n.startswith("psnr_") and not n.endswith("_from_other")]
+    if not keys:
         return tuple(_series(table, name, name.replace("_", " ")) for name in list(table.columns)[:6])
-    keys = [n.removeprefix("psnr_") for n in names]
-    titles = [MODALITIES[key].title if key in MODALITIES else key for key in keys]
-    return tuple(_series(table, name, title) for name, title in zip(names, titles, strict=True))
+    keys.sort(key=lambda key: [*MODALITIES, key].index(key))
+    return tuple(_series(table, f"psnr_{key}", _title(key)) for key in keys)
+
+
+def _title(key: str) -> str:
+    return MODALITIES[key].title if key in MODALITIES else key
 
 
 def _series(table: MetricsTable, name: str, title: str) -> Series:

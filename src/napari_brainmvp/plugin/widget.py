@@ -36,7 +36,9 @@ class BrainMVPWidget(QWidget):
         self.tabs = QTabWidget()
         style_tabs(self.tabs)
         self._add("Segment", self.segment, "Paint tissues and lesions with a trained model.")
-        self._add("Train", self.train, "Pre-train on your own studies; watch what runs in the background.")
+        self.train_tab = self._add(
+            "Train", self.train, "Pre-train on your own studies; watch what runs in the background."
+        )
         self._watch_jobs()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(10, 8, 10, 8)
@@ -47,7 +49,7 @@ class BrainMVPWidget(QWidget):
         layout.addWidget(quiet(NOTICE))
         self.setMinimumWidth(360)
 
-    def _add(self, title: str, panel: Any, tooltip: str) -> None:
+    def _add(self, title: str, panel: Any, tooltip: str) -> QWidget:
         """Add a tab; a panel higher than the window scrolls. Its ``abandon`` is called when the window goes."""
         self._panels.append(panel)
         self.destroyed.connect(panel.abandon)
@@ -62,19 +64,24 @@ class BrainMVPWidget(QWidget):
         column.addStretch(1)
         area.setWidget(inside)
         self.tabs.setTabToolTip(self.tabs.addTab(area, title), tooltip)
+        return area
 
     def _watch_jobs(self) -> None:
-        """Let the strip tell the panels what it sees; training needs no open study, and takes its place."""
+        """Let the strip tell the panels what it sees."""
         self._panels.append(self.jobs)
         self.jobs.polled.connect(self.train.show_jobs)
         self.jobs.finished.connect(self.segment.refresh_models)
         self.jobs.clicked.connect(self._show_job)
         self.train.changed.connect(self.jobs.poll)
-        self.tabs.currentChanged.connect(lambda index: self.study.setVisible(index != self.tabs.count() - 1))
+        self.tabs.currentChanged.connect(self._tab_chosen)
+
+    def _tab_chosen(self) -> None:
+        """Give the study's place to training, which needs none that is open."""
+        self.study.setVisible(self.tabs.currentWidget() is not self.train_tab)
 
     def _show_job(self, name: str) -> None:
         self.train.show_job(name)
-        self.tabs.setCurrentIndex(self.tabs.count() - 1)
+        self.tabs.setCurrentWidget(self.train_tab)
 
     def showEvent(self, event: QEvent | None) -> None:
         """Watch the window this widget now lives in."""
