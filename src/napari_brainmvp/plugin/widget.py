@@ -36,9 +36,7 @@ class BrainMVPWidget(QWidget):
         self.tabs = QTabWidget()
         style_tabs(self.tabs)
         self._add("Segment", self.segment, "Paint tissues and lesions with a trained model.")
-        self.train_tab = self._add(
-            "Train", self.train, "Pre-train on your own studies; watch what runs in the background."
-        )
+        self.train_tab = self._add("Train", self.train, "Pre-train on your own studies; watch background jobs.")
         self._watch_jobs()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(10, 8, 10, 8)
