@@ -14,6 +14,7 @@ from torch import Tensor
 
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.inference.device import Precision, choose_device, choose_dtype
+from napari_brainmvp.inference.reconstruct import ReconstructionOptions, impute_missing
 from napari_brainmvp.inference.result import SegmentationResult, measure
 from napari_brainmvp.inference.windows import SlidingWindow
 from napari_brainmvp.models import LoadedModel, ModelCard, find_model, load_model
@@ -43,6 +44,9 @@ class SegmentOptions:
         Also return these maps.
     target : str
         Modality key of the scan on whose grid the result is given; empty for the study's reference.
+    impute : str
+        Name or folder of a pre-trained model that imputes missing modalities first; empty leaves it to the model's
+        templates.
     """
 
     device: str = "auto"
@@ -53,6 +57,7 @@ class SegmentOptions:
     probabilities: bool = False
     uncertainty: bool = False
     target: str = ""
+    impute: str = ""
 
 
 def segment(
@@ -101,9 +106,17 @@ def segment(
     progress(Progress("Loading the model"))
     loaded = model if isinstance(model, LoadedModel) else load_model(find_model(model))
     card = loaded.card
+    if options.impute:
+        how = ReconstructionOptions(device=options.device, precision=options.precision)
+        study = impute_missing(study, card.modalities, options.impute, how, progress, cancel)
     progress(Progress("Preparing the scans"))
     prepared = prepare(study, card.modalities, card.preparation)
     images, warnings = _fill_missing(prepared, loaded)
+    made = [
+        study.scans[key].modality.title for key in card.modalities if key in study.scans and study.scans[key].imputed
+    ]
+    if made:
+        warnings.append(f"{', '.join(made)} imputed from the other scans, not measured: expect less accuracy.")
     window = SlidingWindow(
         patch_size=card.patch_size,
         overlap=options.overlap,
@@ -144,6 +157,11 @@ def _target_grid(study: Study, target: str) -> Grid:
 
 def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(1)
+
+
+def _imputed(study: Study, keys: tuple[str, ...]) -> list[str]:
+    made = [scan.modality.title for key, scan in study.scans.items() if key in keys and scan.imputed]
+    return [f"{', '.join(made)} imputed from the other scans, not measured: expect less accuracy."] if made else []
 
 
 def _fill_missing(prepared: PreparedStudy, model: LoadedModel) -> tuple[Tensor, list[str]]:
