@@ -481,3 +481,158 @@ def test_released_weights_mean_the_same_with_the_condition():
     x = torch.rand(1, 1, 32, 32, 32)
     torch.testing.assert_close(network.reconstruct(x, torch.tensor([0])), network.reconstruct(x, torch.tensor([1])))
     assert build_network(plain_card()) is not None
+
+
+# The panel, with a real viewer and real clicks
+
+
+@pytest.fixture
+def widget(make_napari_viewer, home, qtbot):
+    from napari_brainmvp.plugin.widget import BrainMVPWidget
+
+    tiny_encoder(home / "models")
+    viewer = make_napari_viewer()
+    made = BrainMVPWidget(viewer)
+    qtbot.addWidget(made)
+    made.segment.model.setCurrentIndex(made.segment.model.findText("Tiny random model"))
+    made.reconstruct.model.setCurrentIndex(made.reconstruct.model.findText("Tiny random encoder"))
+    made.tabs.setCurrentIndex(1)
+    made.show()
+    yield made
+    made.reconstruct.abandon()
+
+
+def open_study(widget, made: Study):
+    from napari_brainmvp.plugin.layers import study_layers
+
+    viewer = widget.reconstruct._viewer
+    for layer in study_layers(made):
+        viewer._add_layer_from_data(*layer)
+    return viewer
+
+
+def click(qtbot, button):
+    from qtpy.QtCore import Qt
+
+    assert button.isEnabled()
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+def click_and_wait(widget, qtbot, button):
+    with qtbot.waitSignal(widget.reconstruct.finished, timeout=60_000):
+        click(qtbot, button)
+
+
+def test_one_click_shows_truth_reconstruction_and_error_side_by_side(widget, qtbot):
+    from napari_brainmvp.plugin.layers import layer_grid
+
+    panel = widget.reconstruct
+    assert not panel.run.button.isEnabled()
+    assert "Study panel" in panel.run.status.text()
+    made = study(("t1", "t2", "flair", "adc"), affine=np.diag([-1.0, -1, 3, 1]), shape=(40, 44, 14))
+    viewer = open_study(widget, made)
+    assert panel.target.chosen() == ("flair",)
+    assert panel.sources.chosen() == ("t1", "t2", "adc")  # also what the segmentation model has no row for
+    assert panel.run.button.text() == "Reconstruct FLAIR"
+    click(qtbot, panel.sources.buttons["adc"])
+    click_and_wait(widget, qtbot, panel.run.button)
+    names = [f"FLAIR {what}" for what in ("masked", "reconstruction", "disagreement", "error")]
+    assert [layer.name for layer in viewer.layers][-4:] == names
+    truth, reconstruction = viewer.layers["FLAIR"], viewer.layers["FLAIR reconstruction"]
+    assert reconstruction.contrast_limits == truth.contrast_limits
+    low, high = viewer.layers["FLAIR error"].contrast_limits
+    assert low == -high
+    assert layer_grid(viewer.layers["FLAIR error"]).same_as(made.grid, 1e-6)
+    assert widget.study.assigned()["flair"] is truth  # a reconstruction is never taken for the scan
+    assert [panel.table.item(row, 0).text() for row in range(panel.table.rowCount())] == [
+        "Combined",
+        "T1",
+        "T2",
+        "Template alone",
+    ]
+    assert viewer.canvas.grid.enabled
+    visible = [layer.name for layer in viewer.layers if layer.visible]
+    assert visible == ["FLAIR", "FLAIR reconstruction", "FLAIR disagreement", "FLAIR error"]
+    click(qtbot, panel.side_by_side)
+    assert not viewer.canvas.grid.enabled
+    assert [layer.name for layer in viewer.layers if layer.visible] == ["FLAIR reconstruction", "FLAIR error"]
+
+    panel.rate.setValue(10)
+    assert panel.rate_text.text() == "50 %"
+    panel.trained.setChecked(True)
+    click(qtbot, panel.target.buttons["t1"])
+    assert "t1" not in panel.sources.buttons
+    assert "adc" not in panel.sources.chosen()  # stays as the user left it
+    click_and_wait(widget, qtbot, panel.run.button)
+    assert [layer.name for layer in viewer.layers if layer.visible] == [
+        "T1",
+        "T1 masked",
+        "T1 reconstruction",
+        "T1 error",
+    ]
+    assert "Done in" in panel.run.status.text()
+
+
+def test_a_missing_modality_is_filled_in_with_one_click_and_segmented(widget, qtbot):
+    from qtpy.QtCore import Qt
+
+    panel, viewer = widget.reconstruct, open_study(widget, study(("t1", "t2", "t1c")))
+    assert panel.missing() == ("flair",)
+    assert panel.fill.isVisible()
+    assert panel.fill.text() == "Fill in missing FLAIR"
+    assert panel.run.button.text() == "Fill in FLAIR"
+    assert not panel.rate.isEnabled()
+    click_and_wait(widget, qtbot, panel.fill)
+    assert viewer.layers[-1].name == "FLAIR (imputed)"
+    assert widget.study.table.item(3, 2).text() == "● imputed"
+    assert panel.missing() == ()
+    assert not panel.fill.isVisible()
+    assert widget.study.study()().scans["flair"].imputed
+    with qtbot.waitSignal(widget.segment.finished, timeout=60_000):
+        widget.segment.button.click()
+    assert "FLAIR imputed from the other scans" in widget.segment.status.text()
+    box = widget.study.table.cellWidget(3, 1)
+    box.setCurrentIndex(0)  # the user would rather not
+    assert "flair" not in widget.study.study()().scans
+    assert Qt is not None
+
+
+def test_an_imputed_layer_is_saved_as_such(widget, qtbot, tmp_path):
+    viewer = open_study(widget, study(("t1", "t2")))
+    click_and_wait(widget, qtbot, widget.reconstruct.run.button)
+    viewer.layers["FLAIR (imputed)"].save(str(tmp_path / "x_flair.nii.gz"), plugin="napari-brainmvp")
+    assert bytes(nib.load(tmp_path / "x_flair.nii.gz").header["descrip"]).startswith(b"FLAIR (imputed)")
+    opened = viewer.open(str(tmp_path / "x_flair.nii.gz"), plugin="napari-brainmvp")
+    assert opened[0].name.startswith("FLAIR (imputed)")
+
+
+def test_templates_can_be_looked_at(widget, qtbot):
+    made = study(("t1", "flair"), affine=np.diag([-1.0, -1, 2, 1]), shape=(40, 44, 20))
+    viewer = open_study(widget, made)
+    click_and_wait(widget, qtbot, widget.reconstruct.template)
+    layer = viewer.layers["FLAIR template"]
+    assert layer.visible
+    assert layer.data.T.shape == made.grid.shape
+    assert layer.contrast_limits == viewer.layers["FLAIR"].contrast_limits
+
+
+def test_cancel_leaves_no_layer(widget, qtbot):
+    panel = widget.reconstruct
+    viewer = open_study(widget, study(("t1", "t2", "flair"), shape=(130, 130, 120)))
+    before = len(viewer.layers)
+    click(qtbot, panel.run.button)
+    qtbot.waitUntil(lambda: panel.run.bar.maximum() > 0, timeout=60_000)
+    click_and_wait(widget, qtbot, panel.run.cancel)
+    assert panel.run.status.text() == "Cancelled."
+    assert len(viewer.layers) == before
+    assert panel.run.button.isEnabled()
+
+
+def test_nothing_to_make_it_from_is_said(widget, qtbot):
+    panel = widget.reconstruct
+    open_study(widget, study(("t1", "flair")))
+    click(qtbot, panel.sources.buttons["t1"])
+    assert not panel.run.button.isEnabled()
+    assert "Choose what to make it from" in panel.run.status.text()
+    click(qtbot, panel.sources.buttons["template"])
+    assert panel.run.button.isEnabled()

@@ -144,6 +144,7 @@ def _as_object(result: ReconstructionResult, written: Sequence[Path]) -> dict[st
         "target": result.scan.modality.key,
         "imputed": result.scan.imputed,
         "sources": list(result.sources),
+        "mask_rate": result.mask_rate,
         "model": result.model,
         "device": result.device,
         "seconds": round(result.seconds, 2),

@@ -19,15 +19,21 @@ from torch import Tensor, nn
 from napari_brainmvp.errors import ModelError, StudyError
 from napari_brainmvp.inference.device import Precision, choose_device, choose_dtype
 from napari_brainmvp.inference.masking import block_masks
-from napari_brainmvp.inference.reconstruction import TEMPLATE, Comparison, ReconstructionResult, template_of
+from napari_brainmvp.inference.reconstruction import (
+    TEMPLATE,
+    Comparison,
+    ReconstructionResult,
+    prepared_scan,
+    template_of,
+)
 from napari_brainmvp.inference.windows import SlidingWindow
 from napari_brainmvp.models import DEFAULT_ENCODER, LoadedModel, find_model, load_model
 from napari_brainmvp.networks import STRIDE, ReconstructionNetwork
 from napari_brainmvp.preparation import PreparedStudy, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
-from napari_brainmvp.study import Study, modality
+from napari_brainmvp.study import Scan, Study, modality
 
-__all__ = ["ReconstructionOptions", "impute", "impute_missing", "reconstruct"]
+__all__ = ["ReconstructionOptions", "impute", "impute_missing", "reconstruct", "template_scan"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ def reconstruct(
         cancel.raise_if_cancelled()
     judged = masks[0] if options.mode == "trained" and masks[0].any() else torch.ones_like(masks[0])
     shown = torch.where(masks[0], next(iter(fills.values())), prepared.images[0])
-    result = Comparison(study, loaded, key, prepared, sums, judged, tuple(fills)).result(shown)
+    result = Comparison(study, loaded, key, prepared, sums, judged, tuple(fills), options.mask_rate).result(shown)
     return replace(
         result,
         device=str(window.device),
@@ -183,6 +189,22 @@ def impute_missing(
         if key in loaded.card.modalities:
             filled = filled.with_scan(impute(study, loaded, key, (), options, progress, cancel).scan)
     return filled
+
+
+def template_scan(study: Study, model: str | Path | LoadedModel | None, target: str) -> Scan:
+    """Return a model's template of a modality laid over a study, as a scan in the target's or nominal units.
+
+    Raises
+    ------
+    StudyError, ModelError
+        As :func:`reconstruct`.
+    """
+    loaded = _load(model)
+    key, _, _ = _check(study, loaded, target, (TEMPLATE,), ReconstructionOptions())
+    keys = (key, *(k for k in study.scans if k in loaded.card.modalities and k != key))
+    prepared = prepare(study, keys, loaded.card.preparation)
+    volume = template_of(loaded, key, prepared) * prepared.foreground
+    return prepared_scan(study, loaded, key, prepared, volume)
 
 
 def _load(model: str | Path | LoadedModel | None) -> LoadedModel:

@@ -15,9 +15,9 @@ from napari_brainmvp.models import LoadedModel
 from napari_brainmvp.networks import ReconstructionNetwork
 from napari_brainmvp.preparation import PreparedStudy
 from napari_brainmvp.preparation.intensity import IntensityScale
-from napari_brainmvp.study import Grid, Scan, Study, modality
+from napari_brainmvp.study import Scan, Study, modality
 
-__all__ = ["TEMPLATE", "Comparison", "ReconstructionResult", "template_of"]
+__all__ = ["TEMPLATE", "Comparison", "ReconstructionResult", "prepared_scan", "template_of"]
 
 TEMPLATE = "template"
 """A source: the model's own average of the target."""
@@ -36,6 +36,8 @@ class ReconstructionResult:
         (:meth:`~napari_brainmvp.preparation.intensity.IntensityScale.nominal`).
     sources : tuple of str
         Modality keys it was made from, or ``"template"``.
+    mask_rate : float
+        Share of the target that was hidden at a time; 1 where nothing of it was given.
     masked : ndarray of shape (i, j, k), float32
         What the network was shown, for the first source and mask, in the units of ``scan``.
     error : ndarray of shape (i, j, k), float32, or None
@@ -54,6 +56,7 @@ class ReconstructionResult:
 
     scan: Scan
     sources: tuple[str, ...]
+    mask_rate: float
     masked: NDArray[np.float32]
     error: NDArray[np.float32] | None
     disagreement: NDArray[np.float32] | None
@@ -84,6 +87,20 @@ def template_of(model: LoadedModel, key: str, prepared: PreparedStudy) -> Tensor
     return model.templates.placed(key, prepared.grid.shape, card.template_frame, card.template_minmax)
 
 
+def prepared_scan(study: Study, model: LoadedModel, key: str, prepared: PreparedStudy, values: Tensor) -> Scan:
+    """Make a scan of prepared intensities (X, Y, Z) of the first prepared modality, ``key``.
+
+    On the grid and in the units of the study's scan of that modality, with its background outside the foreground; on
+    the reference grid and in nominal units where there is none.
+    """
+    scan = study.scans.get(key)
+    grid = study.grid if scan is None else scan.grid
+    scale = prepared.scales[0] or IntensityScale.nominal(model.card.preparation)
+    inside = prepared.restore_labels(prepared.foreground, grid)
+    restored = scale.invert(torch.from_numpy(prepared.restore_image(values, grid))).numpy()
+    return Scan(modality(key), np.where(inside, restored, np.float32(scale.background)), grid, imputed=True)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """From what the network predicted to a result.
@@ -97,6 +114,7 @@ class Comparison:
     judged : Tensor of shape (X, Y, Z), bool
         Where the prediction is compared with the truth.
     sources : tuple of str
+    mask_rate : float
     """
 
     study: Study
@@ -106,46 +124,37 @@ class Comparison:
     sums: Tensor
     judged: Tensor
     sources: tuple[str, ...]
+    mask_rate: float
 
     def result(self, shown: Tensor) -> ReconstructionResult:
         """Put everything on the scan's own grid; ``shown`` (X, Y, Z) is what the network saw."""
-        scan, prepared = self.study.scans.get(self.key), self.prepared
-        grid = self.study.grid if scan is None else scan.grid
-        scale = prepared.scales[0] or IntensityScale.nominal(self.model.card.preparation)
+        truth, prepared = self.study.scans.get(self.key), self.prepared
         total = self.sums.sum(0)
         mean = _ratio(total[0], total[1]) * prepared.foreground
         told = isinstance(self.model.network, ReconstructionNetwork)
         deviation = _ratio(total[2], total[1]).sqrt() * prepared.foreground if told else None
-        inside = prepared.restore_labels(prepared.foreground, grid)
-        made = self._in_units(mean, scale, grid, inside)
+        scan = prepared_scan(self.study, self.model, self.key, prepared, mean)
         similarity: tuple[Similarity, ...] = ()
         error = disagreement = None
-        if scan is not None:
+        if truth is not None:
             similarity = self._similarities(mean)
-            error = np.where(inside, made - scan.data, np.float32(0))
-            disagreement = prepared.restore_image(self._disagreement(mean, deviation), grid)
-        everywhere = prepared.restore_labels(torch.ones_like(prepared.foreground), grid)
+            inside = prepared.restore_labels(prepared.foreground, scan.grid)
+            error = np.where(inside, scan.data - truth.data, np.float32(0))
+            disagreement = prepared.restore_image(self._disagreement(mean, deviation), scan.grid)
         return ReconstructionResult(
-            scan=Scan(modality(self.key), made, grid, imputed=True),
+            scan=scan,
             sources=self.sources,
-            masked=self._in_units(shown, scale, grid, everywhere),
+            mask_rate=self.mask_rate,
+            masked=prepared_scan(self.study, self.model, self.key, prepared, shown).data,
             error=error,
             disagreement=disagreement,
-            deviation=None if deviation is None else prepared.restore_image(deviation, grid),
+            deviation=None if deviation is None else prepared.restore_image(deviation, scan.grid),
             similarity=similarity,
             model=self.model.card.name,
             device="",
             seconds=0.0,
             warnings=(),
         )
-
-    def _in_units(
-        self, values: Tensor, scale: IntensityScale, grid: Grid, inside: NDArray[np.bool_]
-    ) -> NDArray[np.float32]:
-        """Take prepared intensities to the scan's grid and units; the scan's background where not ``inside``."""
-        restored = scale.invert(torch.from_numpy(self.prepared.restore_image(values, grid))).numpy()
-        units: NDArray[np.float32] = np.where(inside, restored, np.float32(scale.background))
-        return units
 
     def _disagreement(self, mean: Tensor, deviation: Tensor | None) -> Tensor:
         inside = self.prepared.foreground & self.judged

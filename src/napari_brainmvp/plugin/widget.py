@@ -8,6 +8,7 @@ from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtWidgets import QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_brainmvp.models.card import NOTICE
+from napari_brainmvp.plugin.reconstruct_panel import ReconstructPanel
 from napari_brainmvp.plugin.segment_panel import SegmentPanel
 from napari_brainmvp.plugin.study_panel import StudyPanel
 from napari_brainmvp.plugin.style import quiet
@@ -28,12 +29,14 @@ class BrainMVPWidget(QWidget):
         super().__init__()
         self.study = StudyPanel(napari_viewer)
         self.segment = SegmentPanel(napari_viewer, self.study)
+        self.reconstruct = ReconstructPanel(napari_viewer, self.study)
         self._panels: list[Any] = []
         self.tabs = QTabWidget()
         self.tabs.setDocumentMode(True)
         self.tabs.tabBar().setElideMode(Qt.TextElideMode.ElideNone)
         self.tabs.setUsesScrollButtons(True)
         self._add("Segment", self.segment, "Paint tissues and lesions with a trained model.")
+        self._add("Reconstruct", self.reconstruct, "Make a scan from the others, and see where it disagrees.")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(10, 8, 10, 8)
         layout.setSpacing(10)
