@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from napari_brainmvp.cli.console import named_scans, progress_bar, say, table
+from napari_brainmvp.cli.export_commands import export, pull, push
 from napari_brainmvp.cli.reconstruct_commands import impute, reconstruct
 from napari_brainmvp.errors import BrainMVPError, Cancelled
 
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(help="List, show, import and remove models.", no_args_is_help=True)
+models_app = typer.Typer(help="List, show, import, export, share and remove models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Model name or folder; default the one that ships.")]
@@ -217,6 +218,9 @@ def pretrain(
 
 app.command("reconstruct")(reconstruct)
 app.command("impute")(impute)
+models_app.command("export")(export)
+models_app.command("push")(push)
+models_app.command("pull")(pull)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from napari_brainmvp.preparation import PreparedStudy, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.study import Grid, Study, modality
 
-__all__ = ["SegmentOptions", "segment"]
+__all__ = ["SegmentOptions", "activation", "decide_labels", "fill_missing", "segment"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def segment(
         study = impute_missing(study, card.modalities, options.impute, how, progress, cancel)
     progress(Progress("Preparing the scans"))
     prepared = prepare(study, card.modalities, card.preparation)
-    images, warnings = _fill_missing(prepared, loaded)
+    images, warnings = fill_missing(prepared, loaded)
     made = [
         study.scans[key].modality.title for key in card.modalities if key in study.scans and study.scans[key].imputed
     ]
@@ -126,10 +127,9 @@ def segment(
         mirror=options.mirror,
         warnings=warnings,
     )
-    activation = _softmax if card.activation == "softmax" else torch.sigmoid
-    probabilities = window(loaded.network, images, prepared.foreground, activation, progress, cancel)
+    probabilities = window(loaded.network, images, prepared.foreground, activation(card), progress, cancel)
     progress(Progress("Measuring"))
-    labels = _decide(probabilities, prepared, card, target)
+    labels = decide_labels(probabilities, prepared, card, target)
     if cancel is not None:
         cancel.raise_if_cancelled()
     return SegmentationResult(
@@ -155,6 +155,11 @@ def _target_grid(study: Study, target: str) -> Grid:
     return study.scans[key].grid
 
 
+def activation(card: ModelCard) -> Callable[[Tensor], Tensor]:
+    """Return what turns a model's logits (B, K, x, y, z) into probabilities."""
+    return _softmax if card.activation == "softmax" else torch.sigmoid
+
+
 def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(1)
 
@@ -164,8 +169,8 @@ def _imputed(study: Study, keys: tuple[str, ...]) -> list[str]:
     return [f"{', '.join(made)} imputed from the other scans, not measured: expect less accuracy."] if made else []
 
 
-def _fill_missing(prepared: PreparedStudy, model: LoadedModel) -> tuple[Tensor, list[str]]:
-    """Put the model's templates where modalities are missing, inside the foreground only."""
+def fill_missing(prepared: PreparedStudy, model: LoadedModel) -> tuple[Tensor, list[str]]:
+    """Put the model's templates where modalities are missing, inside the foreground only; say so in warnings."""
     missing = [k for k, present in enumerate(prepared.present) if not present]
     if not missing:
         return prepared.images, []
@@ -177,7 +182,7 @@ def _fill_missing(prepared: PreparedStudy, model: LoadedModel) -> tuple[Tensor, 
     return images, [f"{names} missing: left empty, so expect less accuracy."]
 
 
-def _decide(probabilities: Tensor, prepared: PreparedStudy, card: ModelCard, target: Grid) -> NDArray[Any]:
+def decide_labels(probabilities: Tensor, prepared: PreparedStudy, card: ModelCard, target: Grid) -> NDArray[Any]:
     """Turn channel probabilities (K, X, Y, Z) into label values on the target grid."""
     values = np.array(card.channels, np.uint16 if max(card.channels, default=0) > 255 else np.uint8)
     if card.activation == "softmax":

@@ -84,17 +84,21 @@ class SideBySide:
             layer.visible = layer in layers
         for layer in layers:
             _label(layer, True)
-        self._grid.stride = -1
+        self._grid.stride = 1
         self._grid.enabled = True
+        self._viewer.reset_view(reset_camera_angle=False)
 
     def leave(self) -> None:
         """Return to one canvas and to what was visible before."""
+        if not self._before:
+            return
         self._grid.enabled = False
         for layer in self._viewer.layers:
             _label(layer, False)
             if layer in self._before:
                 layer.visible = self._before[layer]
         self._before = {}
+        self._viewer.reset_view(reset_camera_angle=False)
 
 
 def _label(layer: Any, shown: bool) -> None:
