@@ -160,7 +160,7 @@ def test_without_huggingface_hub_the_message_says_what_is_missing(home):
         push_model(find_model("tiny"), "hf:someone/something")
 
 
-def test_a_misspelt_repository_is_refused_before_the_network_is_touched(home, monkeypatch):
+def test_a_misspelt_repository_is_refused_before_the_network_is_touched():
     from napari_brainmvp.models import sharing
 
     with pytest.raises(ModelError, match="write hf:USER/REPOSITORY"):
