@@ -87,6 +87,25 @@ def _studies_with_gaps(folder: Path) -> Path:
     return folder
 
 
+def reconstruction() -> None:
+    """Open the glioma sample, make its FLAIR from the others, and photograph both side by side."""
+    viewer = napari.Viewer(title="napari", show=True)
+    viewer.window.resize(1390, 880)
+    _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
+    viewer.open_sample("napari-brainmvp", "glioma")
+    widget.tabs.setCurrentIndex(widget.tabs.indexOf(widget.reconstruct.parent().parent().parent()))
+    settle(1)
+    lesion = (viewer.layers["Truth"].data >= 4).nonzero()
+    widget.reconstruct.run.button.click()
+    while widget.reconstruct.run.busy:
+        settle(0.2)
+    viewer.dims.set_point(0, viewer.layers["Truth"].data_to_world([axis.mean() for axis in lesion])[0])
+    settle(2)
+    viewer.screenshot(str(OUT / "reconstructed.png"), canvas_only=False, flash=False)
+    viewer.close()
+
+
 if __name__ == "__main__":
     main()
+    reconstruction()
     train()

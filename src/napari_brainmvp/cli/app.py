@@ -11,8 +11,10 @@ from typing import Annotated
 
 import typer
 
-from napari_brainmvp.cli.console import progress_bar, say, table
+from napari_brainmvp.cli.console import named_scans, progress_bar, say, table
+from napari_brainmvp.cli.export_commands import export, pull, push
 from napari_brainmvp.cli.jobs_commands import jobs_app
+from napari_brainmvp.cli.reconstruct_commands import impute, reconstruct
 from napari_brainmvp.errors import BrainMVPError, Cancelled
 
 app = typer.Typer(
@@ -22,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(help="List, show, import and remove models.", no_args_is_help=True)
+models_app = typer.Typer(help="List, show, import, export, share and remove models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Model name or folder; default the one that ships.")]
@@ -57,6 +59,7 @@ def segment(
     device: DeviceOption = "auto",
     mirror: Annotated[bool, typer.Option("--mirror", help="Average with the mirror image: slower, better.")] = False,
     overlap: Annotated[float, typer.Option(min=0.0, max=0.9, help="Overlap of neighbouring windows.")] = 0.5,
+    impute: Annotated[bool, typer.Option("--impute", help="Impute missing modalities from the others first.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -65,14 +68,20 @@ def segment(
     from napari_brainmvp.inference import SegmentOptions
     from napari_brainmvp.inference import segment as run
     from napari_brainmvp.io import read_study
+    from napari_brainmvp.models import DEFAULT_ENCODER
 
     paths = OutputPaths.beside(out, probabilities=probabilities, uncertainty=uncertainty, volumes=volumes)
-    named = _named_scans(scan)
+    named = named_scans(scan)
     paths.check(overwrite, inputs=[*study, *named.values()])
     source: Path | list[Path] = study[0] if len(study) == 1 else study
     loaded = read_study(source, modalities=named, reference=reference or None)
     options = SegmentOptions(
-        device=device, overlap=overlap, mirror=mirror, probabilities=probabilities, uncertainty=uncertainty
+        device=device,
+        overlap=overlap,
+        mirror=mirror,
+        probabilities=probabilities,
+        uncertainty=uncertainty,
+        impute=DEFAULT_ENCODER if impute else "",
     )
     with progress_bar(quiet=as_json) as progress:
         result = run(loaded, model or None, options, progress)
@@ -85,16 +94,6 @@ def segment(
     for warning in result.warnings:
         say(f"Note: {warning}")
     say(f"Wrote {', '.join(str(path) for path in paths.all())}")
-
-
-def _named_scans(pairs: list[str]) -> dict[str, str | Path]:
-    named: dict[str, str | Path] = {}
-    for pair in pairs:
-        key, separator, path = pair.partition("=")
-        if not separator or not key or not path:
-            raise BrainMVPError(f"--scan {pair!r} is not MODALITY=FILE: write for example --scan t1c=scan3.nii.gz.")
-        named[key] = Path(path)
-    return named
 
 
 @app.command()
@@ -227,6 +226,13 @@ def pretrain(
 
 
 app.add_typer(jobs_app, name="jobs")
+
+
+app.command("reconstruct")(reconstruct)
+app.command("impute")(impute)
+models_app.command("export")(export)
+models_app.command("push")(push)
+models_app.command("pull")(pull)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from qtpy.QtWidgets import QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_brainmvp.models.card import NOTICE
 from napari_brainmvp.plugin.jobs_strip import JobsStrip
+from napari_brainmvp.plugin.reconstruct_panel import ReconstructPanel
 from napari_brainmvp.plugin.segment_panel import SegmentPanel
 from napari_brainmvp.plugin.study_panel import StudyPanel
 from napari_brainmvp.plugin.style import quiet, style_tabs
@@ -30,12 +31,14 @@ class BrainMVPWidget(QWidget):
         super().__init__()
         self.study = StudyPanel(napari_viewer)
         self.segment = SegmentPanel(napari_viewer, self.study)
-        self._panels: list[Any] = []
+        self.reconstruct = ReconstructPanel(napari_viewer, self.study)
         self.train = TrainPanel(napari_viewer)
+        self._panels: list[Any] = []
         self.jobs = JobsStrip()
         self.tabs = QTabWidget()
         style_tabs(self.tabs)
         self._add("Segment", self.segment, "Paint tissues and lesions with a trained model.")
+        self._add("Reconstruct", self.reconstruct, "Make a scan from the others, and see where it disagrees.")
         self.train_tab = self._add("Train", self.train, "Pre-train on your own studies; watch background jobs.")
         self._watch_jobs()
         layout = QVBoxLayout(self)

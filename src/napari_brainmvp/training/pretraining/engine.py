@@ -285,6 +285,8 @@ class _Run:
             preparation=spec.preparation,
             patch_size=(spec.crop, spec.crop, spec.crop),
             fill_missing="template",
+            template_frame=spec.template_frame,
+            template_minmax=spec.template_minmax,
             training={"studies": studies, "recipe": spec.model_dump(mode="json"), "validation": self.best},
         )
         if folder.exists():
