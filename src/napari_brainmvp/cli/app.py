@@ -13,6 +13,7 @@ import typer
 
 from napari_brainmvp.cli.console import named_scans, progress_bar, say, table
 from napari_brainmvp.cli.export_commands import export, pull, push
+from napari_brainmvp.cli.jobs_commands import jobs_app
 from napari_brainmvp.cli.reconstruct_commands import impute, reconstruct
 from napari_brainmvp.errors import BrainMVPError, Cancelled
 
@@ -188,7 +189,9 @@ def info() -> None:
 def pretrain(
     spec: Annotated[Path | None, typer.Argument(help="YAML file of settings; options go before it.")] = None,
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: logs, checkpoints, model.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the run: logs, checkpoints, model.")
+    ] = None,
     data: Annotated[list[str], typer.Option(help="Folder, .json datalist or synthetic:N; @2 doubles it.")] = [],  # noqa: B006
     base: Annotated[str, typer.Option(help="Folder a datalist's paths start from; default its own.")] = "",
     recipe: Annotated[str, typer.Option(help="compact, default, paper or release.")] = "",
@@ -200,9 +203,10 @@ def pretrain(
     change: Annotated[list[str], typer.Option("--set", help="Any other setting: NAME=VALUE. Repeatable.")] = [],  # noqa: B006
     name: Annotated[str, typer.Option(help="Name of the model; default the folder's.")] = "",
     cache: Annotated[Path | None, typer.Option(help="Folder for prepared studies.")] = None,
+    background: Annotated[bool, typer.Option("--background", help="Submit a job and return: brainmvp jobs.")] = False,
 ) -> None:
     """Pre-train an encoder on unlabelled studies by the three tasks of BrainMVP."""
-    from napari_brainmvp.cli.pretraining import resumed_spec, run_pretraining, settings, sources
+    from napari_brainmvp.cli.pretraining import resumed_spec, run_pretraining, settings, sources, submit_pretraining
     from napari_brainmvp.training.pretraining.spec import read_spec
 
     changes = settings(change)
@@ -210,10 +214,18 @@ def pretrain(
     changes |= {key: value for key, value in options.items() if value}
     if data:
         changes["data"] = sources(data, base)
-    run = resumed_spec(out, changes) if resume else read_spec(spec, recipe or None, changes)
+    if background == (out is not None) or (background and resume):
+        raise BrainMVPError("Say --out FOLDER; or --background alone: a job has its folder, and brainmvp jobs resume.")
+    run = resumed_spec(out, changes) if resume and out else read_spec(spec, recipe or None, changes)
     if not run.data:
         raise BrainMVPError("No data: say --data FOLDER, or --data synthetic:50 to try it out.")
-    run_pretraining(run, out, resume=resume, name=name, cache=cache)
+    if out is None:
+        submit_pretraining(run, name=name, cache=cache)
+    else:
+        run_pretraining(run, out, resume=resume, name=name, cache=cache)
+
+
+app.add_typer(jobs_app, name="jobs")
 
 
 app.command("reconstruct")(reconstruct)

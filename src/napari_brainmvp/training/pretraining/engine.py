@@ -136,14 +136,15 @@ class _Run:
     def restore(self) -> int:
         """Load the last checkpoint and return the step it was written after; 0 where there is none."""
         state = last_checkpoint(self.run, str(self.fabric.device))
+        step = 0 if state is None else int(state["step"])
+        _drop_rows(self.run / "metrics.csv", step)
+        _drop_rows(self.run / "validation.csv", step)
         if state is None:
             return 0
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        _drop_rows(self.run / "metrics.csv", state["step"])
-        _drop_rows(self.run / "validation.csv", state["step"])
-        return int(state["step"])
+        return step
 
     def save(self, step: int) -> None:
         """Write a checkpoint."""
