@@ -63,7 +63,7 @@ def train() -> None:
         box.setValue(value)
     settle(2)
     form.button.click()
-    while not widget.train.view.pictures.paths or int(widget.train.view.pictures.paths[-1].stem) < 420:
+    while not widget.train.view.pictures.paths or int(widget.train.view.pictures.paths[-1].stem) < 360:
         settle(1)
     widget.train.view.templates.click()
     settle(10)

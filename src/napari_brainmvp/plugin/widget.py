@@ -71,8 +71,8 @@ class BrainMVPWidget(QWidget):
         """Let the strip tell the panels what it sees."""
         self._panels.append(self.jobs)
         self.jobs.polled.connect(self.train.show_jobs)
-        self.jobs.finished.connect(self.segment.refresh_models)
-        self.jobs.finished.connect(self.reconstruct.refresh_models)
+        for panel in (self.segment, self.reconstruct):
+            self.jobs.finished.connect(panel.refresh_models)
         self.jobs.clicked.connect(self._show_job)
         self.train.changed.connect(self.jobs.poll)
         self.tabs.currentChanged.connect(self._tab_chosen)
