@@ -93,7 +93,8 @@ def reconstruction() -> None:
     viewer.window.resize(1390, 880)
     _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
     viewer.open_sample("napari-brainmvp", "glioma")
-    widget.tabs.setCurrentIndex(widget.tabs.indexOf(widget.reconstruct.parent().parent().parent()))
+    titles = [widget.tabs.tabText(k) for k in range(widget.tabs.count())]
+    widget.tabs.setCurrentIndex(titles.index("Reconstruct"))
     settle(1)
     lesion = (viewer.layers["Truth"].data >= 4).nonzero()
     widget.reconstruct.run.button.click()
