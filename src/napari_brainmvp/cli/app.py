@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from napari_brainmvp.cli.console import progress_bar, say, table
+from napari_brainmvp.cli.finetune_commands import finetune
 from napari_brainmvp.errors import BrainMVPError, Cancelled
 
 app = typer.Typer(
@@ -215,6 +216,9 @@ def pretrain(
     if not run.data:
         raise BrainMVPError("No data: say --data FOLDER, or --data synthetic:50 to try it out.")
     run_pretraining(run, out, resume=resume, name=name, cache=cache)
+
+
+app.command("finetune")(finetune)
 
 
 def main() -> None:
