@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from conftest import save
-from models_for_tests import tiny_card, tiny_model
+from models_for_tests import tiny_card
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
 from napari_brainmvp.inference import segment
 from napari_brainmvp.io import read_study
@@ -68,6 +68,12 @@ def data(tmp_path: Path) -> Path:
 
 def spec_for(data: Path, **changes) -> FinetuneSpec:
     return FinetuneSpec(**{"data": (DataSource(path=str(data)),), "max_steps": 4, **SMALL, **changes})
+
+
+def card_with(labels: tuple[Label, ...]) -> ModelCard:
+    """The tiny model's card with other labels."""
+    network = tiny_card().network.model_copy(update={"out_channels": 1 + len(labels)})
+    return tiny_card(labels=labels, channels=(0, *(label.value for label in labels)), network=network)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -166,7 +172,7 @@ def test_unlabelled_voxels_carry_no_loss_and_no_gradient():
     assert logits.grad[:, :, :2].abs().min() > 0
     assert logits.grad[:, :, 2:].abs().max() == 0
     nothing, none = truth(torch.full((1, 4, 4, 4), IGNORED), torch.from_numpy(labels.table))
-    assert float(segmentation_loss(logits, nothing, none, "softmax")) == 0
+    assert float(segmentation_loss(logits.detach(), nothing, none, "softmax")) == 0
 
 
 def test_finer_outputs_count_twice_the_coarser_and_views_shall_agree():
@@ -301,7 +307,7 @@ def test_the_same_task_gives_the_same_output(home):
 def test_heads_are_replaced_where_classes_differ_and_kept_where_they_do_not(home):
     source = load_model(find_model("tiny"))
     torch.manual_seed(1)
-    network = build_network(tiny_card(labels=(Label(value=1, name="x", color="#000000"),), channels=(0, 1), network=NetworkSpec(**{**source.card.network.model_dump(), "out_channels": 2})))  # fmt: skip
+    network = build_network(card_with((Label(value=1, name="x", color="#000000"),)))
     transfer(network, source, source.card.modalities, ("background", "x"))
     head, old = (n.decoder.out.conv.conv.weight for n in (network, source.network))
     assert torch.equal(head[0], old[0])
@@ -313,7 +319,8 @@ def test_heads_are_replaced_where_classes_differ_and_kept_where_they_do_not(home
 def test_a_one_channel_encoder_gives_the_same_features_for_the_same_image_in_all_channels(tmp_path):
     torch.manual_seed(0)
     reconstruction = ReconstructionNetwork(("t1", "t2", "flair"), TINY, 8).eval()
-    spec = NetworkSpec(in_channels=1, out_channels=2, decoder="skips", deep_supervision=False, full_resolution_channels=8, **TINY.model_dump())  # fmt: skip
+    sizes = {"full_resolution_channels": 8, "deep_supervision": False, **TINY.model_dump()}
+    spec = NetworkSpec(in_channels=1, out_channels=2, decoder="skips", **sizes)
     card = ModelCard(name="encoder", task="pretraining", network=spec, modalities=("t1", "t2", "flair"))
     source = load_model(find_model(save_model(tmp_path / "encoder", card, reconstruction)), "pretraining")
     network = build_network(tiny_card())
@@ -331,7 +338,8 @@ def test_a_one_channel_encoder_gives_the_same_features_for_the_same_image_in_all
 
 def test_the_published_pretraining_network_gives_encoder_and_transposed_convolutions(tmp_path):
     torch.manual_seed(0)
-    card = ModelCard(name="official", task="pretraining", network=NetworkSpec(in_channels=1, out_channels=1, **TINY.model_dump()), modalities=("t1",))  # fmt: skip
+    spec = NetworkSpec(in_channels=1, out_channels=1, **TINY.model_dump())
+    card = ModelCard(name="official", task="pretraining", network=spec, modalities=("t1",))
     folder = save_model(tmp_path / "official", card, PretrainingNetwork(TINY))
     source = load_model(find_model(folder), "pretraining")
     network = build_network(tiny_card())
@@ -358,7 +366,8 @@ def test_frozen_encoders_stay_and_earlier_stages_move_slower(home, data, tmp_pat
         made.network.encoder.state_dict().items(), source.network.encoder.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
-    assert not torch.equal(made.network.decoder.decoder2.transp_conv.conv.weight, source.network.decoder.decoder2.transp_conv.conv.weight)  # fmt: skip
+    one, two = (m.network.decoder.decoder2.transp_conv.conv.weight for m in (made, source))
+    assert not torch.equal(one, two)
 
 
 def test_hidden_and_missing_channels_show_their_template(home, data, tmp_path):
@@ -371,8 +380,7 @@ def test_hidden_and_missing_channels_show_their_template(home, data, tmp_path):
     own = make_templates(("t2", "swi"), None, studies)
     assert own.volumes[0].max() > 1
     assert own.volumes[1].abs().max() == 0
-    card = tiny_card(labels=labels.card_labels(), channels=(0, 1, 2), network=NetworkSpec(**{**source.card.network.model_dump(), "out_channels": 3}))  # fmt: skip
-    model = SegmentationModel(build_network(card), templates, labels, spec)
+    model = SegmentationModel(build_network(card_with(labels.card_labels())), templates, labels, spec)
     batch = LabelledCrops([Case(studies[0])], modalities, labels, spec).batch(0)
     views = model.views(batch)
     inside = (batch["image"] > 0).any(1)
@@ -386,22 +394,20 @@ def test_hidden_and_missing_channels_show_their_template(home, data, tmp_path):
 
 def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tmp_path):
     spec = spec_for(
-        data, max_steps=60, validate_every=20, minutes=60.0, encoder_rate=1.0, learning_rate=3e-3, init="scratch",
-        patience=0, average=0.9, deep_supervision=True, consistency=0.1, modalities=("t1", "t2", "flair"),
+        data, max_steps=80, validate_every=40, minutes=60.0, encoder_rate=1.0, learning_rate=1e-2, freeze_norm=0.6,
+        average=0.8, deep_supervision=True, modalities=("t1", "t2", "flair"),
     )  # fmt: skip
-    # From scratch the encoder would be the compact one, so the tiny model gives its sizes and the rate does the rest.
-    spec = spec.model_copy(update={"init": "tiny", "freeze_norm": 0.6})
     run = tmp_path / "run"
     folder = finetune(spec, run, cache=tmp_path / "cache")
     losses = [float(r["segmentation"]) for r in rows(run / "metrics.csv")]
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
     assert (run / "spec.json").is_file()
-    assert len(list((run / "pictures").glob("*.png"))) == 3
+    assert len(list((run / "pictures").glob("*.png"))) == 2
     card = find_model(folder).card
     assert card.training["cases"] == 5
     scores = {m.name: m.value for m in card.metrics}
     assert scores["Dice, shell"] > 0.4
-    assert {r["case"] for r in rows(run / "held_out.csv")} == {"sub-03"} or len(rows(run / "held_out.csv")) == 2
+    assert [r["name"] for r in rows(run / "held_out.csv")] == ["core", "shell"]
     result = segment(read_study(data / "sub-00"), folder)
     assert [s.name for s in result.structures] == ["core", "shell"]
     assert not card.network.deep_supervision
