@@ -12,7 +12,7 @@ from monai.metrics import compute_dice, compute_hausdorff_distance
 from numpy.typing import NDArray
 from sklearn import metrics as sklearn_metrics
 
-__all__ = ["ClassScores", "RegionScores", "class_scores", "region_scores"]
+__all__ = ["CaseScores", "ClassScores", "RegionScores", "class_scores", "region_scores"]
 
 _DRAWS = 1000
 
@@ -40,6 +40,14 @@ class RegionScores:
     def volume_error_ml(self) -> float:
         """Found minus true volume: positive where too much was found."""
         return self.volume_ml - self.truth_ml
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """The scores of one case, by name of label or region."""
+
+    case: str
+    scores: dict[str, RegionScores]
 
 
 def region_scores(

@@ -25,7 +25,6 @@ from napari_brainmvp.training.finetuning.run import Run
 from napari_brainmvp.training.finetuning.spec import SCRATCH, FinetuneSpec
 from napari_brainmvp.training.finetuning.transfer import network_spec, transfer
 from napari_brainmvp.training.finetuning.validation import (
-    CaseScores,
     CropValidation,
     card_metrics,
     measure,
@@ -33,6 +32,7 @@ from napari_brainmvp.training.finetuning.validation import (
 )
 from napari_brainmvp.training.labels import LabelDescription
 from napari_brainmvp.training.loop import describe_run
+from napari_brainmvp.training.metrics import CaseScores
 
 __all__ = ["finetune"]
 

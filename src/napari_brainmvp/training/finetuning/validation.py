@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,9 @@ from napari_brainmvp.training.finetuning.data import Batch, Case, LabelledCrops
 from napari_brainmvp.training.finetuning.model import SegmentationModel
 from napari_brainmvp.training.finetuning.objective import Activation, segmentation_loss, truth
 from napari_brainmvp.training.labels import LabelDescription
-from napari_brainmvp.training.metrics import RegionScores, region_scores
+from napari_brainmvp.training.metrics import CaseScores, region_scores
 
-__all__ = ["CaseScores", "CropValidation", "card_metrics", "measure", "write_scores"]
+__all__ = ["CropValidation", "card_metrics", "measure", "write_scores"]
 
 _CROPS = 6
 """Crops of each held-out case that are looked at during training."""
@@ -164,14 +163,6 @@ def _row(image: Tensor, target: Tensor, found: Tensor) -> NDArray[np.float32]:
     steps = torch.arange(1, target.shape[1] + 1, device=target.device)[:, None, None] / target.shape[1]
     maps = [(part[0, ..., middle] * steps).amax(0) for part in (target, found)]
     return np.concatenate([tile.float().cpu().numpy().T[::-1] for tile in (shown, *maps)], 1)
-
-
-@dataclass(frozen=True)
-class CaseScores:
-    """The scores of one held-out case, by name of label or region."""
-
-    case: str
-    scores: dict[str, RegionScores]
 
 
 def measure(
