@@ -102,7 +102,7 @@ def arms(arguments: argparse.Namespace) -> Iterator[Arm]:
     for seed in range(arguments.seeds):
         for count in arguments.cases:
             for mixing in (False, True) if arguments.mixing else (False,):
-                for init in (*arguments.init, SCRATCH):
+                for init in (*arguments.init, *[SCRATCH] * bool(arguments.steps)):
                     yield Arm(arguments.task, data, count, seed, init, mixing, arguments.steps)
 
 
@@ -122,7 +122,8 @@ def spec_for(arm: Arm, train: Sequence[Path], arguments: argparse.Namespace) -> 
         batch=arguments.batch,
         mixing=0.5 if arm.mixing else 0.0,
         consistency=0.1 if arm.mixing else 0.0,
-        max_steps=arm.steps,
+        max_steps=max(1, arm.steps),
+        probe_up_to=0 if arm.steps else 1000,
         learning_rate=arguments.learning_rate,
         held_out=0,
         average=0.98,
@@ -200,7 +201,7 @@ def main() -> None:
     parser.add_argument("--real-gliomas", type=Path, help="folder of real studies instead of synthetic ones")
     parser.add_argument("--cases", type=int, nargs="+", default=[1, 2, 3], help="labelled cases (a class, if classes)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=150, help="0: linear probes, for classification")
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=2e-3)

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from napari_brainmvp.cli.console import progress_bar, say, table
-from napari_brainmvp.cli.finetune_commands import finetune
+from napari_brainmvp.cli.evaluating import classify, evaluate
+from napari_brainmvp.cli.finetuning import finetune
 from napari_brainmvp.errors import BrainMVPError, Cancelled
 
 app = typer.Typer(
@@ -219,6 +220,8 @@ def pretrain(
 
 
 app.command("finetune")(finetune)
+app.command("evaluate")(evaluate)
+app.command("classify")(classify)
 
 
 def main() -> None:

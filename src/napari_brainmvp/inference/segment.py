@@ -103,7 +103,7 @@ def segment(
     card = loaded.card
     progress(Progress("Preparing the scans"))
     prepared = prepare(study, card.modalities, card.preparation)
-    images, warnings = _fill_missing(prepared, loaded)
+    images, warnings = fill_missing(prepared, loaded)
     window = SlidingWindow(
         patch_size=card.patch_size,
         overlap=options.overlap,
@@ -146,7 +146,7 @@ def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(1)
 
 
-def _fill_missing(prepared: PreparedStudy, model: LoadedModel) -> tuple[Tensor, list[str]]:
+def fill_missing(prepared: PreparedStudy, model: LoadedModel) -> tuple[Tensor, list[str]]:
     """Put the model's templates where modalities are missing, inside the foreground only."""
     missing = [k for k, present in enumerate(prepared.present) if not present]
     if not missing:

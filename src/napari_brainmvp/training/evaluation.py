@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from napari_brainmvp.errors import BrainMVPError, Cancelled, StudyError
-from napari_brainmvp.inference import SegmentOptions, segment
-from napari_brainmvp.io import StudyFiles, read_label_map, read_study
+from napari_brainmvp.inference import SegmentOptions, classify, segment
+from napari_brainmvp.io import StudyFiles, class_of, read_label_map, read_study
 from napari_brainmvp.models import LoadedModel
 from napari_brainmvp.preparation.resampling import resample
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
@@ -23,8 +24,18 @@ from napari_brainmvp.training.cache import Problem
 from napari_brainmvp.training.labels import LabelDescription
 from napari_brainmvp.training.metrics import CaseScores, region_scores
 
-__all__ = ["Comparison", "compare_segmentations", "evaluate_segmentation", "scores_csv"]
+__all__ = [
+    "ClassifiedCase",
+    "Comparison",
+    "classes_csv",
+    "compare_segmentations",
+    "evaluate_classification",
+    "evaluate_segmentation",
+    "mcnemar",
+    "scores_csv",
+]
 
+Case = TypeVar("Case")
 logger = logging.getLogger(__name__)
 
 
@@ -58,22 +69,35 @@ def evaluate_segmentation(
     StudyError
         Not one study could be measured.
     """
-    found: list[CaseScores] = []
+    return _each(
+        studies, lambda files: _measure(model, files, labels, values, options), model.card.name, progress, cancel
+    )
+
+
+def _each(
+    studies: Sequence[StudyFiles],
+    measure: Callable[[StudyFiles], Case],
+    name: str,
+    progress: ProgressCallback,
+    cancel: CancelToken | None,
+) -> tuple[list[Case], list[Problem]]:
+    """Measure study by study; a bad one is reported and left out."""
+    found: list[Case] = []
     problems: list[Problem] = []
     for number, files in enumerate(studies):
         if cancel is not None:
             cancel.raise_if_cancelled()
         try:
-            found.append(_measure(model, files, labels, values, options))
+            found.append(measure(files))
         except Cancelled:
             raise
         except BrainMVPError as error:
             logger.warning("Left out %s: %s", files.name, error)
             problems.append(Problem(files.name, str(error)))
-        progress(Progress(f"Evaluating {model.card.name}", number + 1, len(studies)))
+        progress(Progress(f"Evaluating {name}", number + 1, len(studies)))
     if not found:
         why = f" The first problem: {problems[0].name}: {problems[0].reason}" if problems else ""
-        raise StudyError(f"There is no study with labels to measure on.{why}")
+        raise StudyError(f"There is no study to measure on.{why}")
     return found, problems
 
 
@@ -180,3 +204,78 @@ def compare_segmentations(results: Mapping[str, Sequence[CaseScores]]) -> list[C
                 )
             )
     return rows
+
+
+@dataclass(frozen=True)
+class ClassifiedCase:
+    """A study's true class, and the probabilities a model gave to all of its classes."""
+
+    case: str
+    truth: str
+    probabilities: dict[str, float]
+
+    @property
+    def right(self) -> bool:
+        """Whether the most probable class is the true one."""
+        return max(self.probabilities, key=lambda name: self.probabilities[name]) == self.truth
+
+
+def evaluate_classification(
+    model: LoadedModel,
+    studies: Sequence[StudyFiles],
+    classes: Mapping[str, str],
+    *,
+    device: str = "auto",
+    progress: ProgressCallback = no_progress,
+    cancel: CancelToken | None = None,
+) -> tuple[list[ClassifiedCase], list[Problem]]:
+    """Classify studies whose class is known.
+
+    Parameters
+    ----------
+    model : LoadedModel
+    studies : sequence of StudyFiles
+    classes : mapping of str to str
+        Class by participant, as :func:`~napari_brainmvp.io.read_participants` gives it; a study that is not in it, or
+        has a class the model does not know, is a problem and left out.
+    device, progress, cancel
+        As in :func:`evaluate_segmentation`.
+
+    Raises
+    ------
+    StudyError
+        Not one study could be measured.
+    """
+
+    def measure(files: StudyFiles) -> ClassifiedCase:
+        truth = class_of(files.name, classes)
+        if truth is None:
+            raise StudyError(f"{files.name} has no class in the table.")
+        if truth not in model.card.classes:
+            raise StudyError(f"{files.name} is {truth!r}, which {model.card.name} does not know.")
+        study = read_study(tuple(files.scans.values()), modalities=files.scans, name=files.name)
+        return ClassifiedCase(files.name, truth, classify(study, model, device=device).probabilities)
+
+    return _each(studies, measure, model.card.name, progress, cancel)
+
+
+def classes_csv(results: Mapping[str, Sequence[ClassifiedCase]]) -> str:
+    """Return a line for each model, case and class: the probability, and whether it is the true class."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("model", "case", "truth", "class", "probability"))
+    for model, cases in results.items():
+        for case in cases:
+            for name, probability in case.probabilities.items():
+                writer.writerow((model, case.case, case.truth, name, f"{probability:.4f}"))
+    return text.getvalue()
+
+
+def mcnemar(first: Sequence[ClassifiedCase], second: Sequence[ClassifiedCase]) -> float:
+    """Test whether two models are right equally often on the same studies (McNemar, exact, two-sided): the p-value."""
+    right = {case.case: case.right for case in first}
+    pairs = [(right[case.case], case.right) for case in second if case.case in right]
+    only_first, only_second = (sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
+    if only_first + only_second == 0:
+        return 1.0
+    return float(stats.binomtest(only_first, only_first + only_second, 0.5).pvalue)

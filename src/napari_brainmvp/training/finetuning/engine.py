@@ -84,7 +84,7 @@ def finetune(
     if spec.task == "classification":
         from napari_brainmvp.training.finetuning.classification import train_classifier
 
-        return train_classifier(spec, run, source, cache or cache_folder(), resume, progress, cancel)
+        return train_classifier(spec, run, source, cache or cache_folder(), progress, cancel)
     preparation = source.card.preparation if source is not None else PreparationSpec()
     studies, labels, problems = collect(spec, preparation, cache or cache_folder(), progress, cancel)
     describe_run(run, spec, problems)

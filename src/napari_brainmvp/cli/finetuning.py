@@ -1,4 +1,4 @@
-"""``brainmvp finetune``, ``evaluate`` and ``classify``."""
+"""``brainmvp finetune``."""
 
 from __future__ import annotations
 
