@@ -167,8 +167,12 @@ def _classifications(
         probabilities = np.array([[case.probabilities[c] for c in order] for case in cases])
         scores = class_scores(probabilities, np.array([order.index(case.truth) for case in cases]))
         cells = [
-            f"{getattr(scores, what):.3f} ({getattr(scores, what + '_ci')[0]:.2f} to {getattr(scores, what + '_ci')[1]:.2f})"
-            for what in ("accuracy", "auc", "f1")
+            f"{value:.3f} ({low:.2f} to {high:.2f})"
+            for value, (low, high) in (
+                (scores.accuracy, scores.accuracy_ci),
+                (scores.auc, scores.auc_ci),
+                (scores.f1, scores.f1_ci),
+            )
         ]
         rows.append((name, *cells, f"{mcnemar(first, cases):.3f}" if number else "", str(scores.n)))
     table("With 95 % bootstrap intervals", ("Model", "Accuracy", "AUC", "F1", "p to the first", "n"), rows)

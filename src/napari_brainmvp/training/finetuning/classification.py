@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -83,6 +82,9 @@ class ClassificationModel(nn.Module):
 def fit_probe(features: NDArray[np.floating], targets: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
     """Fit a logistic regression, rare classes weighted up, and write it as a linear layer.
 
+    Features are standardised by s = max(standard deviation, |mean| / 20): what hardly varies is not blown up, so that
+    rounding in half precision stays harmless.
+
     Parameters
     ----------
     features : ndarray of shape (N, F)
@@ -94,14 +96,15 @@ def fit_probe(features: NDArray[np.floating], targets: NDArray[np.integer]) -> t
     weight : Tensor of shape (K, F), float32
     bias : Tensor of shape (K,), float32
     """
-    scaler = StandardScaler().fit(features)
+    mean = features.mean(0)
+    scale = np.maximum(features.std(0), np.maximum(np.abs(mean) / 20, 1e-3))
     regression = LogisticRegression(C=_REGULARISATION, class_weight="balanced", max_iter=2000)
-    regression.fit(scaler.transform(features), targets)
+    regression.fit((features - mean) / scale, targets)
     coefficients, intercept = regression.coef_, regression.intercept_
     if len(coefficients) == 1:  # two classes: the first one's logit is 0
         coefficients, intercept = np.vstack([0 * coefficients, coefficients]), np.array([0.0, intercept[0]])
-    weight = coefficients / scaler.scale_
-    bias = intercept - weight @ scaler.mean_
+    weight = coefficients / scale
+    bias = intercept - weight @ mean
     return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
 
 
