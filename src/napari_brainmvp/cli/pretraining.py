@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -76,16 +75,17 @@ def resumed_spec(run: Path, changes: dict[str, Any]) -> PretrainingSpec:
 
 def run_pretraining(spec: PretrainingSpec, run: Path, *, resume: bool, name: str, cache: Path | None) -> None:
     """Pre-train, stop well on an interrupt, and enter the model into the registry."""
+    from torch import distributed
+
     from napari_brainmvp.models import import_model
     from napari_brainmvp.training.pretraining.engine import pretrain
 
     name = name or re.sub(r"[^a-z0-9._-]+", "-", run.resolve().name.lower()).strip("-._") or "pretrained"
     if name in {entry.card.name for entry in list_models()}:
         raise BrainMVPError(f"There already is a model {name!r}: choose another --name, or remove it first.")
-    first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
     with progress_lines() as progress, stop_on_signals() as cancel:
         folder = pretrain(spec, run, resume=resume, cache=cache, progress=progress, cancel=cancel)
-    if first:
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
         import_model(folder, name)
         say(f"Wrote model {name} ({find_model(name).folder}).")
 

@@ -28,6 +28,7 @@ class BrainMVPWidget(QWidget):
         super().__init__()
         self.study = StudyPanel(napari_viewer)
         self.segment = SegmentPanel(napari_viewer, self.study)
+        self._panels: list[Any] = []
         self.tabs = QTabWidget()
         self.tabs.setDocumentMode(True)
         self.tabs.tabBar().setElideMode(Qt.TextElideMode.ElideNone)
@@ -40,10 +41,11 @@ class BrainMVPWidget(QWidget):
         layout.addWidget(self.tabs, 1)
         layout.addWidget(quiet(NOTICE))
         self.setMinimumWidth(360)
-        self.destroyed.connect(self._abandon)
 
-    def _add(self, title: str, panel: QWidget, tooltip: str) -> None:
-        """Add a tab; a panel higher than the window scrolls."""
+    def _add(self, title: str, panel: Any, tooltip: str) -> None:
+        """Add a tab; a panel higher than the window scrolls. Its ``abandon`` is called when the window goes."""
+        self._panels.append(panel)
+        self.destroyed.connect(panel.abandon)
         area = QScrollArea()
         area.setWidgetResizable(True)
         area.setFrameShape(QFrame.Shape.NoFrame)
@@ -64,8 +66,6 @@ class BrainMVPWidget(QWidget):
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         """Let go of what runs in this window when it closes."""
         if event is not None and event.type() == QEvent.Type.Close:
-            self._abandon()
+            for panel in self._panels:
+                panel.abandon()
         return False
-
-    def _abandon(self) -> None:
-        self.segment.abandon()

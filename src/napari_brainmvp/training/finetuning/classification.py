@@ -290,9 +290,9 @@ class _Classification:
         temperature, metrics, intervals = 1.0, [], {}
         if len(indices):
             truth = self.targets[list(indices)]
-            temperature = fit_temperature(
-                logits, F.one_hot(torch.from_numpy(truth), len(self.classes)).float(), "softmax"
-            )
+            hot = F.one_hot(torch.from_numpy(truth), len(self.classes)).float()
+            smooth = (hot * len(truth) + 1) / (len(truth) + len(self.classes))  # Platt (1999): few are no certainty
+            temperature = fit_temperature(logits, smooth, "softmax")
             scores = class_scores((logits / temperature).softmax(1).numpy(), truth, self.spec.seed)
             for name in ("accuracy", "auc", "f1"):
                 value = getattr(scores, name)

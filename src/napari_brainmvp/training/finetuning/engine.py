@@ -32,6 +32,7 @@ from napari_brainmvp.training.finetuning.validation import (
 )
 from napari_brainmvp.training.labels import LabelDescription
 from napari_brainmvp.training.loop import describe_run
+from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.metrics import CaseScores
 
 __all__ = ["finetune"]
@@ -77,6 +78,7 @@ def finetune(
     """
     if not resume and (last_checkpoint(run) is not None or (run / "model").exists()):
         raise BrainMVPError(f"{run} already holds a run: resume it, or choose another folder.")
+    keep_freed_memory()
     source = None
     if spec.init != SCRATCH:
         entry = find_model(spec.init)

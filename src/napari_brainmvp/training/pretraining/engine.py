@@ -27,6 +27,7 @@ from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no
 from napari_brainmvp.training.cache import CachedStudy, cache_folder
 from napari_brainmvp.training.checkpoints import last_checkpoint, save_checkpoint
 from napari_brainmvp.training.loop import describe_run, drop_rows, log_row, schedule, update_average
+from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.pretraining.data import CropStream, collect
 from napari_brainmvp.training.pretraining.model import PretrainingModel
 from napari_brainmvp.training.pretraining.spec import PretrainingSpec
@@ -81,6 +82,9 @@ def pretrain(
         precision=spec.precision,
     )
     fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
+        torch.set_flush_denormal(True)
     if not resume and last_checkpoint(run) is not None:
         raise BrainMVPError(f"{run} already holds a run: resume it, or choose another folder.")
     with fabric.rank_zero_first():  # the others find everything prepared
@@ -145,7 +149,7 @@ class _Run:
         batches = iter(loader)
         saved = time.monotonic()
         while step < spec.max_steps:
-            if cancel is not None and cancel.cancelled:
+            if self._stop_wanted(cancel):
                 if main:
                     self.save(step)
                 raise Cancelled(f"Stopped after step {step} of {spec.max_steps}. Resume to go on.")
@@ -169,6 +173,15 @@ class _Run:
             progress(Progress("Pre-training", step, spec.max_steps))
         if board is not None:
             board.close()
+
+    def _stop_wanted(self, cancel: CancelToken | None) -> bool:
+        """Tell whether any process was asked to stop, so that all of them stop after the same step."""
+        asked = cancel is not None and cancel.cancelled
+        if self.fabric.world_size == 1:
+            return asked
+        votes = self.fabric.all_reduce(torch.tensor(float(asked), device=self.fabric.device), reduce_op="sum")
+        assert isinstance(votes, Tensor)
+        return bool(votes > 0)
 
     def _step(self, batches: Any, step: int) -> dict[str, float]:
         """Update once, from ``accumulate`` batches."""
