@@ -13,16 +13,27 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from qtpy.QtCore import Qt
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from conftest import save
+from models_for_tests import tiny_model
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 from napari_brainmvp.inference import classify
 from napari_brainmvp.io import class_of, read_participants, read_study
-from napari_brainmvp.models import ModelCard, NetworkSpec, find_model, load_model, save_model
+from napari_brainmvp.models import (
+    ModelCard,
+    NetworkSpec,
+    find_model,
+    import_model,
+    load_model,
+    remove_model,
+    save_model,
+)
 from napari_brainmvp.networks import ClassificationNetwork, EncoderSpec, ReconstructionNetwork
+from napari_brainmvp.plugin.layers import layer_grid
 from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.training.checkpoints import last_checkpoint
 from napari_brainmvp.training.evaluation import (
@@ -58,10 +69,8 @@ def write_subject(folder: Path, seed: int, bright: bool) -> None:
         save(folder / "anat" / f"{folder.name}_{key}.nii.gz", np.where(head, image, 0).astype(np.float32))
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+def write_dataset(root: Path) -> Path:
     """Nine BIDS subjects, three of whom are patients; two more have no class."""
-    root = tmp_path / "bids"
     lines = ["participant_id\tage\tdiagnosis"]
     for seed in range(9):
         write_subject(root / f"sub-{seed:02d}", seed, bright=seed % 3 == 0)
@@ -73,15 +82,28 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "bids")
+
+
 def spec_for(data: Path, **changes) -> FinetuneSpec:
     return FinetuneSpec(**{"data": (DataSource(path=str(data)),), "max_steps": 4, **SMALL, **changes})
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a linear probe, fitted once."""
+    root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRAINMVP_HOME", str(root / "home"))
+        tiny_model(root / "home" / "models")
+        return finetune(spec_for(write_dataset(root / "bids")), root / "run", cache=root / "cache")
+
+
 @pytest.fixture
-def classifier(home, data, tmp_path) -> str:
-    """A linear probe in the registry, named ``probe``."""
-    made = finetune(spec_for(data), tmp_path / "run", cache=tmp_path / "cache")
-    return str(made)
+def classifier(home, trained) -> str:
+    return str(trained)
 
 
 # --- the table --------------------------------------------------------------------------------------------------
@@ -379,3 +401,58 @@ def test_mistakes_are_one_line_and_status_2(home, data, tmp_path, command, word)
     assert word in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out.csv").exists()
+
+
+# --- the panel --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def panel(make_napari_viewer, classifier, qtbot):
+    """The Classify panel in a real viewer, with the probe installed as ``mine``."""
+    import_model(classifier, "mine")
+    viewer = make_napari_viewer()
+    _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
+    widget.tabs.setCurrentIndex([widget.tabs.tabText(k) for k in range(widget.tabs.count())].index("Classify"))
+    yield widget.classify, viewer
+    widget.classify.abandon()
+
+
+def test_one_click_classifies_and_shows_why(panel, data, qtbot):
+    classify_panel, viewer = panel
+    assert not classify_panel.button.isEnabled()
+    assert "Choose at least one layer" in classify_panel.status.text()
+    viewer.open(str(data / "sub-90"), plugin="napari-brainmvp")
+    assert "of 9 studies" in classify_panel.measured.text()
+    with qtbot.waitSignal(classify_panel.finished, timeout=60_000):
+        qtbot.mouseClick(classify_panel.button, Qt.MouseButton.LeftButton)
+    (first, high), (second, low) = classify_panel.bars.rows
+    assert (first, second) == ("patient", "control")
+    assert high + low == pytest.approx(1, abs=1e-3)
+    assert not classify_panel.bars.isHidden()
+    layer = viewer.layers["Speaks for patient"]
+    assert layer_grid(layer).same_as(layer_grid(viewer.layers["FLAIR"]))
+    assert "Done in" in classify_panel.status.text()
+    classify_panel.saliency.setChecked(False)
+    count = len(viewer.layers)
+    with qtbot.waitSignal(classify_panel.finished, timeout=60_000):
+        qtbot.mouseClick(classify_panel.button, Qt.MouseButton.LeftButton)
+    assert len(viewer.layers) == count
+    remove_model("mine")
+    classify_panel.refresh_models()
+    assert not classify_panel.button.isEnabled()
+    assert "finetune" in classify_panel.status.text()
+
+
+def test_cancel_and_a_model_whose_weights_went_bad(panel, data, qtbot):
+    classify_panel, viewer = panel
+    viewer.open(str(data / "sub-90"), plugin="napari-brainmvp")
+    classify_panel.button.click()
+    with qtbot.waitSignal(classify_panel.finished, timeout=60_000):
+        classify_panel.stop()
+    assert classify_panel.status.text().startswith("Cancelled")
+    weights = find_model("mine").weights
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with qtbot.waitSignal(classify_panel.finished, timeout=60_000):
+        qtbot.mouseClick(classify_panel.button, Qt.MouseButton.LeftButton)
+    assert "SHA-256" in classify_panel.status.text()
+    assert classify_panel.button.isEnabled()

@@ -8,6 +8,7 @@ from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtWidgets import QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_brainmvp.models.card import NOTICE
+from napari_brainmvp.plugin.classify_panel import ClassifyPanel
 from napari_brainmvp.plugin.segment_panel import SegmentPanel
 from napari_brainmvp.plugin.study_panel import StudyPanel
 from napari_brainmvp.plugin.style import quiet
@@ -34,6 +35,8 @@ class BrainMVPWidget(QWidget):
         self.tabs.tabBar().setElideMode(Qt.TextElideMode.ElideNone)
         self.tabs.setUsesScrollButtons(True)
         self._add("Segment", self.segment, "Paint tissues and lesions with a trained model.")
+        self.classify = ClassifyPanel(napari_viewer, self.study)
+        self._add("Classify", self.classify, "Tell classes of studies apart with a model of your own.")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(10, 8, 10, 8)
         layout.setSpacing(10)

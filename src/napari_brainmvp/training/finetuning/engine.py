@@ -79,6 +79,7 @@ def finetune(
     if not resume and (last_checkpoint(run) is not None or (run / "model").exists()):
         raise BrainMVPError(f"{run} already holds a run: resume it, or choose another folder.")
     keep_freed_memory()
+    torch.set_flush_denormal(True)
     source = None
     if spec.init != SCRATCH:
         entry = find_model(spec.init)
