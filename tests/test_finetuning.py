@@ -30,7 +30,7 @@ from napari_brainmvp.training.finetuning.model import SegmentationModel, make_te
 from napari_brainmvp.training.finetuning.objective import consistency, deep_loss, segmentation_loss, truth
 from napari_brainmvp.training.finetuning.transfer import transfer
 from napari_brainmvp.training.finetuning.validation import fit_temperature
-from napari_brainmvp.training.labels import IGNORED, LABEL_PRESETS, LabelDescription, read_labels
+from napari_brainmvp.training.labels import IGNORED, LABEL_PRESETS, LabelDescription, find_labels, read_labels
 from napari_brainmvp.training.metrics import region_scores
 from napari_brainmvp.training.sources import DataSource
 
@@ -118,6 +118,8 @@ def test_label_descriptions_as_people_write_them(tmp_path):
     sparse = read_labels(path)
     assert sparse.rows(np.array([0, 9, 1, 2])).tolist() == [IGNORED, 0, 1, 2]
     assert LABEL_PRESETS["brats"] is read_labels("brats")
+    assert find_labels(tmp_path / "list.json") == LabelDescription(labels={1: "core", 2: "shell"})
+    assert find_labels(tmp_path / "nowhere" / "list.json") is None
     for content in ({"labels": {}}, {"labels": {"x": "y"}}, {"labels": {"1": "a"}, "unlabelled": 0}):
         with pytest.raises(StudyError):
             read_labels(content)
@@ -334,6 +336,31 @@ def test_a_one_channel_encoder_gives_the_same_features_for_the_same_image_in_all
     with torch.no_grad():
         for a, b in zip(network.decoder(new)[:2], source.network.decoder(source.network.encode(x))[:2], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+def test_the_mean_condition_of_a_reconstruction_network_goes_into_the_next_block(tmp_path):
+    torch.manual_seed(0)
+    reconstruction = ReconstructionNetwork(("t1",), TINY, 8).eval()
+    for condition in reconstruction.conditions:
+        scale = condition.embedding.weight.shape[1] // 2
+        with torch.no_grad():
+            condition.embedding.weight[:, :scale] = torch.rand(1, scale) * 2
+    sizes = {"full_resolution_channels": 8, "deep_supervision": False, **TINY.model_dump()}
+    spec = NetworkSpec(in_channels=1, out_channels=2, decoder="skips", **sizes)
+    card = ModelCard(name="encoder", task="pretraining", network=spec, modalities=("t1",))
+    source = load_model(find_model(save_model(tmp_path / "encoder", card, reconstruction)), "pretraining")
+    segmentation = tiny_card(modalities=("t1",), network=NetworkSpec(in_channels=1, out_channels=4, **sizes))
+    network = build_network(segmentation).eval()
+    transfer(network, source, ("t1",), ())
+    x = torch.rand(1, 1, 32, 32, 16)
+    with torch.no_grad():  # the last block's output, before its own condition, seen through its scale
+        seen = []
+        hook = lambda module, inputs, output: seen.append(output)  # noqa: E731
+        for one in (network, source.network):
+            one.decoder.decoder2.register_forward_hook(hook)
+        network(x)
+        source.network.reconstruct(x, torch.tensor([0]))
+    torch.testing.assert_close(seen[0], seen[1], rtol=1e-2, atol=5e-3)
 
 
 def test_the_published_pretraining_network_gives_encoder_and_transposed_convolutions(tmp_path):

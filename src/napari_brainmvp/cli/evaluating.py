@@ -91,13 +91,10 @@ def _segmentations(
     from napari_brainmvp.inference import SegmentOptions
     from napari_brainmvp.io import write_text_atomic
     from napari_brainmvp.training.evaluation import compare_segmentations, evaluate_segmentation, scores_csv
-    from napari_brainmvp.training.labels import LabelDescription, read_labels
+    from napari_brainmvp.training.labels import LabelDescription, find_labels, read_labels
 
-    beside = data[0] if data[0].is_dir() else data[0].parent
-    if labels or (beside / "dataset.json").is_file():
-        description = read_labels(labels or beside)
-    else:
-        description = LabelDescription.of_card(next(iter(models.values())).card)
+    description = read_labels(labels) if labels else find_labels(data[0])
+    description = description or LabelDescription.of_card(next(iter(models.values())).card)
     mapping = _mapping(values)
     results, left_out = {}, []
     with progress_bar() as progress:

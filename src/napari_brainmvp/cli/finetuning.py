@@ -91,5 +91,5 @@ def _resumed(run: Path) -> Any:
         raise FileError(f"{run} holds no run to resume: start one without --resume.")
     try:
         return FinetuneSpec(**json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise BrainMVPError(f"{path} is no fine-tuning run's specification ({error}).") from error

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.models import Label, ModelCard
 
-__all__ = ["IGNORED", "LABEL_PRESETS", "LabelDescription", "read_labels"]
+__all__ = ["IGNORED", "LABEL_PRESETS", "LabelDescription", "find_labels", "read_labels"]
 
 IGNORED = -1
 """Row number of voxels that carry no label; see :meth:`LabelDescription.rows`."""
@@ -151,7 +151,9 @@ class LabelDescription(BaseModel):
 
     @classmethod
     def of_card(cls, card: ModelCard) -> LabelDescription:
-        """Describe what a model paints, as exclusive labels."""
+        """Describe what a model was trained on where its card says so, else what it paints, as exclusive labels."""
+        if "labels" in card.training:
+            return cls.model_validate(card.training["labels"])
         return cls(
             labels={label.value: label.name for label in card.labels},
             colors={label.value: label.color for label in card.labels},
@@ -169,6 +171,21 @@ LABEL_PRESETS: dict[str, LabelDescription] = {
     ),
 }
 """Label descriptions by name: BraTS 2018 to 2021, and BraTS 2023-PED, whose values mean other things."""
+
+
+def find_labels(data: Path) -> LabelDescription | None:
+    """Read the ``dataset.json`` of a folder, or beside a file; None where there is none or it describes no labels.
+
+    Raises
+    ------
+    FileError, StudyError
+        It cannot be read, or contradicts itself.
+    """
+    path = (data if data.is_dir() else data.parent) / "dataset.json"
+    if not path.is_file():
+        return None
+    content = _read(path)
+    return read_labels(content) if "labels" in content else None
 
 
 def read_labels(source: str | Path | Mapping[str, Any]) -> LabelDescription:

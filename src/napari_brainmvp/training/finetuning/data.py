@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from napari_brainmvp.study import MODALITIES
 from napari_brainmvp.synthesis import LABEL_NAMES
 from napari_brainmvp.training.cache import CachedStudy, Problem, cache_studies, cache_synthetic
 from napari_brainmvp.training.finetuning.spec import FinetuneSpec
-from napari_brainmvp.training.labels import IGNORED, LabelDescription, read_labels
+from napari_brainmvp.training.labels import IGNORED, LabelDescription, find_labels
 from napari_brainmvp.training.sources import DataSource, find_files
 
 __all__ = ["Batch", "Case", "LabelledCrops", "choose_modalities", "collect", "split"]
@@ -93,10 +92,8 @@ def _describe(sources: Sequence[DataSource]) -> LabelDescription | None:
     for source in sources:
         if source.seeds is not None:
             return LabelDescription(labels=LABEL_NAMES)
-        path = Path(source.path).expanduser()
-        said = (path if path.is_dir() else path.parent) / "dataset.json"
-        if said.is_file() and "labels" in json.loads(said.read_text(encoding="utf-8")):
-            return read_labels(said)
+        if (found := find_labels(Path(source.path).expanduser())) is not None:
+            return found
     return None
 
 
