@@ -233,8 +233,8 @@ def test_grad_cam_is_the_weighted_sum_of_the_maps():
 
 
 def test_classes_come_equally_often_whatever_their_number():
-    volumes = [(torch.ones(1, 16, 16, 16), torch.zeros(1, 16, 16, 16), torch.tensor([True]))] * 10
-    stream = ClassifiedStudies(volumes, [0] * 9 + [1], FinetuneSpec(task="classification"))
+    volumes = [(torch.ones(1, 16, 16, 16), torch.tensor([True]))] * 10
+    stream = ClassifiedStudies(volumes, [0] * 9 + [1], torch.zeros(1, 16, 16, 16), FinetuneSpec(task="classification"))
     assert 70 < sum(int(stream.sample(k)["target"]) for k in range(200)) < 130
 
 

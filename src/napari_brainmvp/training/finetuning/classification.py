@@ -216,7 +216,7 @@ class _Classification:
         """Describe every study and its left-right mirror image by pooled features, (N, F) each."""
         network.eval().to(self.fabric.device)
         rows: list[list[Tensor]] = [[], []]
-        for number, (image, _, _) in enumerate(self.volumes):
+        for number, (image, _) in enumerate(self.volumes):
             if self.cancel is not None:
                 self.cancel.raise_if_cancelled()
             for row, view in zip(rows, (image, image.flip(1)), strict=True):
@@ -249,9 +249,8 @@ class _Classification:
         groups = parameter_groups(model.network, self.spec, train_stem=False)
         loop = Run(self.fabric, self.spec, folder, model, groups, self.spec.steps(len(train)), validate)
         step = loop.restore()
-        stream = ClassifiedStudies(
-            [self.volumes[k] for k in train], self.targets[list(train)].tolist(), self.spec, step
-        )
+        chosen, targets = [self.volumes[k] for k in train], self.targets[list(train)].tolist()
+        stream = ClassifiedStudies(chosen, targets, self.templates.fill(self.spec.size), self.spec, step)
         loader = DataLoader(stream, batch_size=None, num_workers=self.spec.workers)
         loop.train(iter(loader), step, progress, self.cancel)
         best, at = loop.result()

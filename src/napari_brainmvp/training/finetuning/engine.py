@@ -113,6 +113,7 @@ class _Segmentation:
         self.spec, self.run, self.source, self.studies, self.labels = spec, run, source, studies, labels
         self.progress, self.cancel = progress, cancel
         self.fabric = Fabric(accelerator=spec.accelerator, devices=1, precision=spec.precision)
+        self.preparation = source.card.preparation if source is not None else PreparationSpec()
         self.modalities = self._modalities()
         self.network: NetworkSpec = network_spec(
             source, spec.encoder, len(self.modalities), len(labels.channels), spec.deep_supervision
@@ -180,7 +181,8 @@ class _Segmentation:
         loop.train(iter(loader), step, progress, self.cancel)
         best, at = loop.result()
         temperature = validation.temperature(best)
-        scores = measure(best, held, crops, self.patch, self.fabric, progress, self.cancel)
+        spacing = self.preparation.spacing
+        scores = measure(best, held, crops, self.patch, spacing, self.fabric, progress, self.cancel)
         if scores:
             write_scores(folder / "held_out.csv", scores)
         return best, {**facts, "step": at, "temperature": round(temperature, 4)}, scores
@@ -217,7 +219,7 @@ class _Segmentation:
             labels=labels.card_labels(),
             channels=painted,
             activation="sigmoid" if labels.regions else "softmax",
-            preparation=self.source.card.preparation if self.source is not None else PreparationSpec(),
+            preparation=self.preparation,
             patch_size=self.patch,
             fill_missing="template",
             training=facts,

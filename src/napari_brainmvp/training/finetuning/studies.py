@@ -85,15 +85,13 @@ def _table(source: DataSource, spec: FinetuneSpec) -> Mapping[str, str]:
 
 def load_volume(
     study: CachedStudy, modalities: Sequence[str], templates: ModalityTemplates, size: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Resize a study to one shape.
 
     Returns
     -------
     image : Tensor of shape (C, *size), float16
         Templates where modalities are missing.
-    template : Tensor of shape (C, *size), float16
-        What would stand in for each.
     present : Tensor of shape (C,), bool
     """
     there = [m in study.modalities for m in modalities]
@@ -104,7 +102,7 @@ def load_volume(
             image[channel] = resize_box(values[None], size)[0]
     present = torch.tensor(there)
     template = templates.fill(size) * (image > 0).any(0)
-    return torch.where(present[:, None, None, None], image, template).half(), template.half(), present
+    return torch.where(present[:, None, None, None], image, template).half(), present
 
 
 def stratified_folds(labels: Sequence[str], folds: int, seed: int) -> list[list[int]]:
@@ -125,10 +123,12 @@ class ClassifiedStudies(IterableDataset[dict[str, Tensor]]):
 
     Parameters
     ----------
-    volumes : sequence of (Tensor, Tensor, Tensor)
+    volumes : sequence of (Tensor, Tensor)
         As :func:`load_volume` gives them.
     targets : sequence of int
         Their classes.
+    templates : Tensor of shape (C, *size), float32
+        What may stand in for each channel.
     spec : FinetuneSpec
         Gives batch, augmentation and seed.
     first : int
@@ -137,12 +137,14 @@ class ClassifiedStudies(IterableDataset[dict[str, Tensor]]):
 
     def __init__(
         self,
-        volumes: Sequence[tuple[Tensor, Tensor, Tensor]],
+        volumes: Sequence[tuple[Tensor, Tensor]],
         targets: Sequence[int],
+        templates: Tensor,
         spec: FinetuneSpec,
         first: int = 0,
     ) -> None:
-        self.volumes, self.targets, self.spec, self.first = volumes, list(targets), spec, first
+        self.volumes, self.targets, self.templates = volumes, list(targets), templates
+        self.spec, self.first = spec, first
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
@@ -159,13 +161,12 @@ class ClassifiedStudies(IterableDataset[dict[str, Tensor]]):
         kinds = sorted(set(self.targets))
         target = kinds[int(rng.integers(len(kinds)))]
         members = [k for k, t in enumerate(self.targets) if t == target]
-        image, template, present = self.volumes[members[int(rng.integers(len(members)))]]
-        image, template = image.float(), template.float()
+        stored, present = self.volumes[members[int(rng.integers(len(members)))]]
+        image = stored.float()
         there = present.nonzero()[:, 0].numpy()
         if rng.random() < spec.mixing:
             hidden = rng.permutation(there)[: rng.integers(0, len(there))]
-            image = image.clone()
-            image[hidden] = template[hidden]
+            image[hidden] = self.templates[hidden] * (image > 0).any(0)
         inside = image > 0
         for channel in range(len(image)):
             scale, shift = (

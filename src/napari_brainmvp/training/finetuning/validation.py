@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from napari_brainmvp.inference.device import choose_dtype
 from napari_brainmvp.inference.windows import SlidingWindow
 from napari_brainmvp.io.atomic import atomic_path, write_text_atomic
 from napari_brainmvp.models import Metric
@@ -170,13 +171,15 @@ def measure(
     cases: Sequence[Case],
     crops: LabelledCrops,
     patch: tuple[int, int, int],
+    spacing: float,
     fabric: Fabric,
     progress: ProgressCallback,
     cancel: CancelToken | None,
 ) -> list[CaseScores]:
     """Segment whole held-out cases and compare, on the network's grid; of slices held out, only those.
 
-    Where labels are sparse, only labelled voxels are compared, and surfaces are not.
+    Where labels are sparse, only labelled voxels are compared, and surfaces are not. ``spacing`` is the edge of the
+    grid's voxels in mm.
     """
     labels, found = crops.labels, []
     modalities = list(crops.modalities)
@@ -192,7 +195,7 @@ def measure(
         if not all(there):
             missing = [k for k, present in enumerate(there) if not present]
             images[missing] = model.templates.fill(shape).cpu()[missing] * foreground
-        window = SlidingWindow(patch, 0.5, 1, fabric.device, torch.float32)
+        window = SlidingWindow(patch, 0.5, 1, fabric.device, choose_dtype(fabric.device))
         activation = torch.sigmoid if model.activation == "sigmoid" else _softmax
         probabilities = window(model.network, images, foreground, activation, cancel=cancel)
         decided = probabilities > 0.5 if model.activation == "sigmoid" else _one_hot(probabilities)[1:]
@@ -204,7 +207,7 @@ def measure(
         for k, name in enumerate(labels.names):
             true = (table[rows[part].clip(0), k] > 0) & seen
             mask = decided[k].numpy()[part] & seen
-            scores[name] = region_scores(mask, true, (1.0, 1.0, 1.0), surface=labels.unlabelled is None)
+            scores[name] = region_scores(mask, true, [spacing] * 3, surface=labels.unlabelled is None)
         found.append(CaseScores(study.name, scores))
         progress(Progress("Measuring held-out cases", number + 1, len(cases)))
     return found
