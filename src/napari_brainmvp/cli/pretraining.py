@@ -19,7 +19,15 @@ from napari_brainmvp.models import find_model, list_models
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, read_spec
 
-__all__ = ["progress_lines", "resumed_spec", "run_pretraining", "settings", "sources", "stop_on_signals"]
+__all__ = [
+    "progress_lines",
+    "resumed_spec",
+    "run_pretraining",
+    "settings",
+    "sources",
+    "stop_on_signals",
+    "submit_pretraining",
+]
 
 _SECONDS = 30.0
 """Between lines of progress where there is no terminal."""
@@ -88,6 +96,14 @@ def run_pretraining(spec: PretrainingSpec, run: Path, *, resume: bool, name: str
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         import_model(folder, name)
         say(f"Wrote model {name} ({find_model(name).folder}).")
+
+
+def submit_pretraining(spec: PretrainingSpec, *, name: str, cache: Path | None) -> None:
+    """Let a job pre-train, and say how to follow it."""
+    from napari_brainmvp.jobs import free_name, submit_job, training_job
+
+    job = submit_job(training_job("pretrain", spec, name or free_name("encoder"), cache=cache))
+    say(f"Job {job.name} is {job.state}: follow it with brainmvp jobs logs -f {job.name}.")
 
 
 @contextmanager

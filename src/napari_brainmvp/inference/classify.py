@@ -15,7 +15,7 @@ from torch import Tensor
 
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.inference.device import choose_device, choose_dtype
-from napari_brainmvp.inference.segment import fill_missing
+from napari_brainmvp.inference.segment import fill_missing, imputed_warning
 from napari_brainmvp.models import LoadedModel, find_model, load_model
 from napari_brainmvp.networks.classification import ClassificationNetwork
 from napari_brainmvp.preparation import prepare
@@ -107,6 +107,7 @@ def classify(
     progress(Progress("Preparing the scans"))
     prepared = prepare(study, card.modalities, card.preparation)
     images, warnings = fill_missing(prepared, loaded)
+    warnings += imputed_warning(study, card.modalities)
     if cancel is not None:
         cancel.raise_if_cancelled()
     progress(Progress("Classifying"))

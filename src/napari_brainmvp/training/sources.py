@@ -54,15 +54,15 @@ class DataSource(BaseModel):
         return range(int(last)) if first is None else range(int(first), int(last) + 1)
 
 
-def find_files(source: DataSource) -> tuple[Sequence[StudyFiles], list[tuple[str, str]]]:
+def find_files(source: DataSource) -> tuple[list[StudyFiles], list[tuple[str, str]]]:
     """List the studies of a folder, BIDS tree or datalist, with their labels; nothing is opened.
 
     Returns
     -------
-    sequence of StudyFiles
+    list of StudyFiles
         In BIDS trees, labels are also looked for in ``derivatives``.
     list of (str, str)
-        Entries of a datalist that are no study, and why.
+        What is no study, and why.
 
     Raises
     ------
@@ -74,12 +74,13 @@ def find_files(source: DataSource) -> tuple[Sequence[StudyFiles], list[tuple[str
         return read_datalist(path, Path(source.base).expanduser() if source.base else None)
     if not path.is_dir():
         raise FileError(f"{path} is neither a folder nor a .json datalist: check the path.")
-    files = find_studies(path)
+    problems: list[tuple[str, str]] = []
+    files = find_studies(path, problems)
     derivatives = path / "derivatives"
     if not derivatives.is_dir():
-        return files, []
+        return files, problems
     labels = [p for p in sorted(derivatives.rglob("sub-*")) if p.is_file() and is_image_path(p) and is_label_name(p)]
-    return [_with_derivative(study, labels) for study in files], []
+    return [_with_derivative(study, labels) for study in files], problems
 
 
 def _with_derivative(files: StudyFiles, labels: Sequence[Path]) -> StudyFiles:

@@ -21,6 +21,8 @@ __all__ = ["SegmentationModel", "freeze_batch_norm", "make_templates", "paramete
 
 _SHAPE = (36, 44, 38)
 """Template voxels over the foreground box where the model to start from has none: about 4 mm each."""
+_BOX = (144, 176, 152)
+"""A usual foreground box in voxels: the part of a template in another frame that is used."""
 _FREEZE_NORM_FROM_SCRATCH = 0.6
 
 
@@ -31,12 +33,17 @@ def make_templates(
 
     A modality that neither knows has an empty template.
     """
-    known = source.templates if source is not None and source.card.fill_missing == "template" else None
-    a, b, c = known.volumes.shape[1:] if known is not None else _SHAPE
+    known = source.templates if source is not None else None
+    in_box = source is not None and source.card.template_frame == "box" and not source.card.template_minmax
+    a, b, c = known.volumes.shape[1:] if known is not None and in_box else _SHAPE
     templates = ModalityTemplates(modalities, (a, b, c)).requires_grad_(False)
     for index, modality in enumerate(modalities):
-        if known is not None and modality in known.modalities:
-            templates.volumes[index] = known.volumes[known.modalities.index(modality)]
+        if source is not None and known is not None and modality in known.modalities:
+            if in_box:
+                templates.volumes[index] = known.volumes[known.modalities.index(modality)]
+            else:
+                placed = known.placed(modality, _BOX, source.card.template_frame, source.card.template_minmax)
+                templates.volumes[index] = F.interpolate(placed[None, None], (a, b, c), mode="area")[0, 0]
             continue
         resized = [
             F.interpolate(

@@ -85,15 +85,16 @@ class Run:
     def restore(self) -> int:
         """Load the last checkpoint and return the step it was written after; 0 where there is none."""
         state = last_checkpoint(self.folder, str(self.fabric.device))
+        step = 0 if state is None else int(state["step"])
+        for name in ("metrics.csv", "validation.csv"):
+            drop_rows(self.folder / name, step)
         if state is None:
             return 0
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.best, self.stale = state["best"], state["stale"]
-        for name in ("metrics.csv", "validation.csv"):
-            drop_rows(self.folder / name, state["step"])
-        return int(state["step"])
+        return step
 
     def save(self, step: int) -> None:
         """Write a checkpoint."""

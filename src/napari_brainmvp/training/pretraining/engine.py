@@ -127,14 +127,15 @@ class _Run:
     def restore(self) -> int:
         """Load the last checkpoint and return the step it was written after; 0 where there is none."""
         state = last_checkpoint(self.run, str(self.fabric.device))
+        step = 0 if state is None else int(state["step"])
+        drop_rows(self.run / "metrics.csv", step)
+        drop_rows(self.run / "validation.csv", step)
         if state is None:
             return 0
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        drop_rows(self.run / "metrics.csv", state["step"])
-        drop_rows(self.run / "validation.csv", state["step"])
-        return int(state["step"])
+        return step
 
     def save(self, step: int) -> None:
         """Write a checkpoint."""
@@ -253,6 +254,8 @@ class _Run:
             preparation=spec.preparation,
             patch_size=(spec.crop, spec.crop, spec.crop),
             fill_missing="template",
+            template_frame=spec.template_frame,
+            template_minmax=spec.template_minmax,
             training={"studies": studies, "recipe": spec.model_dump(mode="json"), "validation": self.best},
         )
         if folder.exists():
