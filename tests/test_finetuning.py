@@ -532,6 +532,20 @@ def test_a_killed_run_resumes_to_the_same_curve(home, data, tmp_path):
         torch.testing.assert_close(value, weights[1][key], rtol=1e-2, atol=1e-3)
 
 
+def test_a_background_job_fine_tunes_and_enters_the_model(home, data, tmp_path):
+    options = [f"--set={k}={v}" for k, v in SMALL.items()] + ["--max-steps=2", "--data", str(data)]
+    command = [*COMMAND, "finetune", "--out", "mine", "--background", "--cache", str(tmp_path / "c"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Job mine" in done.stdout
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and not (home / "models" / "mine").exists():
+        time.sleep(0.2)
+    assert find_model("mine").card.labels[0].name == "core"
+    refused = subprocess.run([*command, "--run", str(tmp_path / "r")], capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2
+
+
 # --- specification and command line -----------------------------------------------------------------------------
 
 

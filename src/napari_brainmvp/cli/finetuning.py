@@ -38,6 +38,7 @@ def finetune(
     folds: Annotated[int, typer.Option(min=0, help="Cross-validate first; 0 for not.")] = 0,
     run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME beside your models.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    background: Annotated[bool, typer.Option("--background", help="Train in a background job.")] = False,
     change: Annotated[list[str], typer.Option("--set", help="Any other setting: NAME=VALUE. Repeatable.")] = [],  # noqa: B006
     cache: Annotated[Path | None, typer.Option(help="Folder for prepared studies.")] = None,
 ) -> None:
@@ -66,6 +67,9 @@ def finetune(
         raise BrainMVPError(f"{out!r} is not a model name: use up to 64 of a-z, 0-9, '.', '_' and '-'.")
     if out in {entry.card.name for entry in list_models()}:
         raise BrainMVPError(f"There already is a model {out!r}: choose another --out, or remove it first.")
+    if background:
+        _submit(spec, out, cache, of_its_own=run is not None or resume)
+        return
 
     from napari_brainmvp.models import import_model
     from napari_brainmvp.training.finetuning.engine import finetune as train
@@ -80,6 +84,18 @@ def finetune(
     if left_out:
         say(f"Note: {len(left_out)} studies were left out; {folder / 'problems.txt'} says why.")
     say(f"Wrote model {out} ({entry.folder}).")
+
+
+def _submit(spec: Any, name: str, cache: Path | None, *, of_its_own: bool) -> None:
+    """Let a job train, and say how to follow it."""
+    from napari_brainmvp.jobs import submit_job, training_job
+
+    if of_its_own:
+        raise BrainMVPError(
+            "A background job has its own folder: leave out --run and --resume (brainmvp jobs resume)."
+        )
+    job = submit_job(training_job("finetune", spec, name, cache=cache))
+    say(f"Job {job.name} is {job.state}: follow it with brainmvp jobs logs -f {job.name}.")
 
 
 def _resumed(run: Path) -> Any:

@@ -74,7 +74,8 @@ class BrainMVPWidget(QWidget):
         """Let the strip tell the panels what it sees."""
         self._panels.append(self.jobs)
         self.jobs.polled.connect(self.train.show_jobs)
-        self.jobs.finished.connect(self.segment.refresh_models)
+        for panel in (self.segment, self.classify):
+            self.jobs.finished.connect(panel.refresh_models)
         self.jobs.clicked.connect(self._show_job)
         self.train.changed.connect(self.jobs.poll)
         self.tabs.currentChanged.connect(self._tab_chosen)
