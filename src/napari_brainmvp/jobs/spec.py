@@ -47,6 +47,7 @@ def _named(path: str) -> Any:
 
 KINDS: dict[str, JobKind] = {
     "pretrain": JobKind("Pre-training", "pretraining.engine:pretrain", "pretraining.spec:PretrainingSpec"),
+    "finetune": JobKind("Fine-tuning", "finetuning.engine:finetune", "finetuning.spec:FinetuneSpec"),
 }
 """What can run in the background; modules of :mod:`napari_brainmvp.training`."""
 
