@@ -27,7 +27,10 @@ _LOSSES = {
     "contrast": "contrast",
 }
 _NO_LOSS = ("learning_rate", "samples_per_second", "likelihood")
-_CAPTIONS = {"pretrain": ("original", "masked", "reconstructed", "template", "error")}
+_CAPTIONS = {
+    "pretrain": ("original", "masked", "reconstructed", "template", "error"),
+    "finetune": ("scan", "truth", "prediction"),
+}
 
 
 class JobView(QWidget):
