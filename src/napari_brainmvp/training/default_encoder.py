@@ -39,7 +39,7 @@ def publish(trained: Path, out: Path) -> Path:
             },
         }
     )
-    return save_model(out / DEFAULT_ENCODER, card, model.network)
+    return save_model(out / DEFAULT_ENCODER, card, model.network, model.templates)
 
 
 def _report(progress: Progress) -> None:
