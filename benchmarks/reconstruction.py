@@ -64,7 +64,7 @@ class Baselines:
         """Learn from voxels (N, C) of each teaching study."""
         voxels = np.concatenate(teaching)
         others = np.delete(voxels, target, 1)
-        forest = RandomForestRegressor(40, min_samples_leaf=20, max_samples=0.5, n_jobs=2, random_state=0)
+        forest = RandomForestRegressor(20, min_samples_leaf=20, max_samples=0.3, n_jobs=2, random_state=0)
         levels = np.quantile(voxels[:, target], LEVELS)
         return cls(levels, Ridge().fit(others, voxels[:, target]), forest.fit(others, voxels[:, target]))
 
