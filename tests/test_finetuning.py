@@ -163,6 +163,8 @@ def test_regions_are_decided_one_by_one():
     dice = [(2 * (p[:, k] * t[:, k]).sum() + 1) / (p[:, k].sum() + t[:, k].sum() + 1) for k in range(3)]
     found = segmentation_loss(torch.from_numpy(logits), target, labelled, "sigmoid", 0.5)
     assert float(found) == pytest.approx(0.5 * (1 - np.mean(dice)) + 0.5 * entropy, rel=1e-5)
+    alarms = segmentation_loss(torch.from_numpy(logits), 0 * target, labelled, "sigmoid", 0.5)
+    assert float(alarms) == pytest.approx(-np.log(1 - p).mean(), rel=1e-5)
 
 
 def test_unlabelled_voxels_carry_no_loss_and_no_gradient():
