@@ -38,9 +38,9 @@ def segmentation_loss(
     """Soft Dice and cross entropy over the labelled voxels.
 
     L = d (1 - mean_k D_k) + (1 - d) E, with D_k = (2 sum p t + 1) / (sum p + sum t + 1) over the batch for every
-    channel that occurs, and E the mean cross entropy, binary and over all channels for regions. Where no channel occurs,
-    as in a crop without any region, d is 0, so that false alarms count in full. Sums and means are over labelled
-    voxels; with none, the loss is 0.
+    channel that occurs, and E the mean cross entropy, binary and over all channels for regions. Where no channel
+    occurs, as in a crop without any region, d is 0, so that false alarms count in full. Sums and means are over
+    labelled voxels; with none, the loss is 0.
 
     Parameters
     ----------
