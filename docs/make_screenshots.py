@@ -12,7 +12,9 @@ import napari
 import numpy as np
 from qtpy.QtWidgets import QApplication, QWidget
 
+from napari_brainmvp.cli.synthesising import write_study
 from napari_brainmvp.models import import_model
+from napari_brainmvp.synthesis import SynthesisSpec, make_study
 from napari_brainmvp.training.finetuning import FinetuneSpec, finetune
 from napari_brainmvp.training.sources import DataSource
 
@@ -54,7 +56,14 @@ def main() -> None:
 def classified(viewer: napari.Viewer, widget: QWidget) -> None:
     """Fit a probe on twelve synthetic studies, in a registry of its own, and classify the sample."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"BRAINMVP_HOME": folder}):
-        spec = FinetuneSpec(task="classification", data=(DataSource(path="synthetic:12"),))
+        data, lines = Path(folder) / "studies", ["participant_id\tlesion"]
+        for seed in range(12):
+            lesion = ("glioma", "ms", "stroke")[seed % 3]
+            study = make_study(seed, SynthesisSpec(lesion=lesion))
+            write_study(data / study.name, study)
+            lines.append(f"{study.name}\t{lesion}")
+        (data / "participants.tsv").write_text("\n".join(lines) + "\n")
+        spec = FinetuneSpec(task="classification", data=(DataSource(path=str(data)),))
         import_model(finetune(spec, Path(folder) / "run"), "lesion-type")
         widget.tabs.setCurrentIndex([widget.tabs.tabText(k) for k in range(widget.tabs.count())].index("Classify"))
         for layer in viewer.layers[4:]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.fabric import Fabric
 
 from conftest import save
 from models_for_tests import tiny_card
@@ -26,6 +27,7 @@ from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.training.checkpoints import last_checkpoint
 from napari_brainmvp.training.finetuning import PRESETS, FinetuneSpec, finetune, read_spec
 from napari_brainmvp.training.finetuning.data import Case, LabelledCrops, choose_modalities, collect, split
+from napari_brainmvp.training.finetuning.head import fit_head
 from napari_brainmvp.training.finetuning.model import SegmentationModel, make_templates, parameter_groups
 from napari_brainmvp.training.finetuning.objective import consistency, deep_loss, segmentation_loss, truth
 from napari_brainmvp.training.finetuning.transfer import transfer
@@ -161,6 +163,8 @@ def test_regions_are_decided_one_by_one():
     dice = [(2 * (p[:, k] * t[:, k]).sum() + 1) / (p[:, k].sum() + t[:, k].sum() + 1) for k in range(3)]
     found = segmentation_loss(torch.from_numpy(logits), target, labelled, "sigmoid", 0.5)
     assert float(found) == pytest.approx(0.5 * (1 - np.mean(dice)) + 0.5 * entropy, rel=1e-5)
+    alarms = segmentation_loss(torch.from_numpy(logits), 0 * target, labelled, "sigmoid", 0.5)
+    assert float(alarms) == pytest.approx(-np.log(1 - p).mean(), rel=1e-5)
 
 
 def test_unlabelled_voxels_carry_no_loss_and_no_gradient():
@@ -414,6 +418,31 @@ def test_hidden_and_missing_channels_show_their_template(home, data, tmp_path):
     assert torch.equal(views[:, 0], batch["image"][:, 0])
     assert (views[:, 1][inside] >= 0.5).all()  # T1c is missing: the template's 0.5 to 1.5
     assert (views[:, 1][~inside] == 0).all()
+
+
+def test_a_new_output_layer_starts_as_a_linear_probe(home, data, tmp_path):
+    spec = spec_for(data, foreground=1.0, batch=2)
+    studies, labels, _ = collect(spec, PreparationSpec(), tmp_path / "cache")
+    source = load_model(find_model("tiny"))
+    crops = LabelledCrops([Case(s) for s in studies[:3]], source.card.modalities, labels, spec)
+    torch.manual_seed(0)
+    network = build_network(card_with(labels.card_labels()))
+    transfer(network, source, source.card.modalities, labels.channels)
+    body = {k: v.clone() for k, v in network.state_dict().items() if not k.startswith("decoder.out.")}
+    model = SegmentationModel(network, make_templates(source.card.modalities, source, studies), labels, spec)
+    fabric = Fabric(accelerator="cpu", devices=1)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(np.mean([model.eval()(crops.batch(k))["loss"] for k in range(4)]))
+
+    before = loss()
+    fit_head(model, crops, fabric)
+    assert loss() < 0.8 * before
+    assert all(torch.equal(value, model.network.state_dict()[name]) for name, value in body.items())
+    first = network.decoder.out.conv.conv.weight.clone()
+    fit_head(model, crops, fabric)
+    torch.testing.assert_close(first, network.decoder.out.conv.conv.weight, rtol=1e-3, atol=1e-4)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from napari.utils import Colormap
 from napari.utils.notifications import show_error, show_warning
 from qtpy.QtCore import QRectF, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QPainter, QPaintEvent
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["ClassifyPanel", "ProbabilityBars"]
 
 _ROW, _GAP, _PERCENT = 30, 6, 48
+_LEVELS = (0.0, 0.4, 0.7, 1.0)
+_GLOW = ((0.8, 0.2, 0.2, 0.0), (0.8, 0.2, 0.2, 0.0), (0.95, 0.5, 0.15, 0.45), (1.0, 0.9, 0.4, 0.75))
+"""Nothing below two fifths of the largest saliency; then from red to yellow, ever less transparent."""
 
 
 class ProbabilityBars(QWidget):
@@ -245,5 +249,5 @@ def _layer(result: ClassificationResult, frame: Frame) -> Any:
     name = f"Speaks for {result.saliency_class}"
     scan = Scan(Modality("result", name, ""), np.asarray(result.saliency, np.float32), result.grid)
     data, options, kind = scan_layer(scan, frame)
-    options |= {"colormap": "inferno", "contrast_limits": (0, 1), "opacity": 0.6, "blending": "additive", "name": name}
-    return data, options, kind
+    options |= {"colormap": Colormap(_GLOW, controls=_LEVELS, name="glow"), "contrast_limits": (0, 1), "name": name}
+    return data, options | {"blending": "translucent_no_depth"}, kind

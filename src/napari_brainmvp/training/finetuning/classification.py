@@ -147,7 +147,7 @@ class _Classification:
         """Measure on studies held out, then write the model that is kept."""
         smallest = min(self.labels.count(name) for name in self.classes)
         if self.probe:
-            return self._train_probe(smallest)
+            return self._train_probe()
         wanted = self.spec.folds
         if wanted:
             folds = stratified_folds(self.labels, min(wanted, len(self.labels)), self.spec.seed)
@@ -179,18 +179,16 @@ class _Classification:
             held += [int(k) for k in rng.permutation(members)[:count]]
         return sorted(held)
 
-    def _train_probe(self, smallest: int) -> Path:
+    def _train_probe(self) -> Path:
         """Fit a linear layer on frozen features; measured by cross-validation, which costs nothing here."""
         network = self._build()
         features, mirrored = self._features(network)
-        folds = (
-            stratified_folds(self.labels, min(_MOST_FOLDS, len(self.labels)), self.spec.seed) if smallest > 1 else []
-        )
+        folds = stratified_folds(self.labels, min(_MOST_FOLDS, len(self.labels)), self.spec.seed)
         logits, indices = [], []
         for held in folds:
             train = np.setdiff1d(np.arange(len(self.labels)), held)
             if len(set(self.targets[train])) < len(self.classes):
-                continue
+                continue  # a class's only study was held out: nothing could know it
             weight, bias = fit_probe(np.vstack([features[train], mirrored[train]]), np.tile(self.targets[train], 2))
             logits.append(torch.from_numpy(features[held]) @ weight.T + bias)
             indices += held

@@ -20,10 +20,11 @@ from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no
 from napari_brainmvp.training.cache import CachedStudy, cache_folder
 from napari_brainmvp.training.checkpoints import last_checkpoint
 from napari_brainmvp.training.finetuning.data import Case, LabelledCrops, choose_modalities, collect, split
+from napari_brainmvp.training.finetuning.head import fit_head
 from napari_brainmvp.training.finetuning.model import SegmentationModel, make_templates, parameter_groups
 from napari_brainmvp.training.finetuning.run import Run
 from napari_brainmvp.training.finetuning.spec import SCRATCH, FinetuneSpec
-from napari_brainmvp.training.finetuning.transfer import network_spec, transfer
+from napari_brainmvp.training.finetuning.transfer import Transfer, network_spec, transfer
 from napari_brainmvp.training.finetuning.validation import (
     CropValidation,
     card_metrics,
@@ -170,10 +171,12 @@ class _Segmentation:
             self.progress(Progress(prefix + report.step, report.done, report.total))
 
         torch.manual_seed(spec.seed)
-        model, facts, widened = self._model([case.study for case in train])
+        model, facts, done = self._model([case.study for case in train])
+        if (done is None or not done.has_head) and last_checkpoint(folder) is None:
+            fit_head(model, LabelledCrops(train, self.modalities, self.labels, spec), self.fabric)
         crops = LabelledCrops(held, self.modalities, self.labels, spec)
         validation = CropValidation(crops, self.labels, self.fabric)
-        groups = parameter_groups(model.network, spec, train_stem=widened)
+        groups = parameter_groups(model.network, spec, train_stem=done is not None and done.widened)
         loop = Run(self.fabric, spec, folder, model, groups, spec.steps(len(train)), validation)
         step = loop.restore()
         stream = LabelledCrops(train, self.modalities, self.labels, spec, step)
@@ -187,23 +190,22 @@ class _Segmentation:
             write_scores(folder / "held_out.csv", scores)
         return best, {**facts, "step": at, "temperature": round(temperature, 4)}, scores
 
-    def _model(self, studies: Sequence[CachedStudy]) -> tuple[SegmentationModel, dict[str, Any], bool]:
+    def _model(self, studies: Sequence[CachedStudy]) -> tuple[SegmentationModel, dict[str, Any], Transfer | None]:
         """Make the network, from the source's weights where there is one."""
         card = self._card((), {}, 1)
         network = build_network(card)
         assert isinstance(network, SegmentationNetwork)
         facts: dict[str, Any] = {"init": self.spec.init}
-        widened = False
+        done = None
         if self.source is not None:
             done = transfer(network, self.source, self.modalities, self.labels.channels)
             facts["transferred tensors"] = len(done.taken) + len(done.adapted)
             facts["new tensors"] = len(done.new)
-            widened = done.widened
             logger.info(
                 "From %s: %d tensors, %d new.", self.spec.init, len(done.taken) + len(done.adapted), len(done.new)
             )
         templates = make_templates(self.modalities, self.source, studies)
-        return SegmentationModel(network, templates, self.labels, self.spec), facts, widened
+        return SegmentationModel(network, templates, self.labels, self.spec), facts, done
 
     def _card(self, metrics: Sequence[Any], facts: dict[str, Any], cases: int) -> ModelCard:
         labels = self.labels

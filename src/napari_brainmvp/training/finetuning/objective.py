@@ -38,8 +38,9 @@ def segmentation_loss(
     """Soft Dice and cross entropy over the labelled voxels.
 
     L = d (1 - mean_k D_k) + (1 - d) E, with D_k = (2 sum p t + 1) / (sum p + sum t + 1) over the batch for every
-    channel that occurs, and E the mean cross entropy, binary and over all channels for regions. Sums and means are
-    over labelled voxels; with none, the loss is 0.
+    channel that occurs, and E the mean cross entropy, binary and over all channels for regions. Where no channel
+    occurs, as in a crop without any region, d is 0, so that false alarms count in full. Sums and means are over
+    labelled voxels; with none, the loss is 0.
 
     Parameters
     ----------
@@ -70,7 +71,8 @@ def segmentation_loss(
     scores = (2 * (found * true).sum(1) + 1) / (found.sum(1) + volume + 1)
     occurs = volume > 0
     missed = 1 - (scores * occurs).sum() / occurs.sum().clamp(min=1)
-    return dice * missed * occurs.any() + (1 - dice) * mean
+    share = dice * occurs.any().to(mean.dtype)
+    return share * missed + (1 - share) * mean
 
 
 def deep_loss(

@@ -106,7 +106,7 @@ class FinetuneSpec(BaseModel):
     deep_supervision: bool = False
     crop: int = Field(64, ge=16, le=256, multiple_of=16)
     batch: int = Field(2, gt=0)
-    foreground: float = Field(0.67, ge=0, le=1)
+    foreground: float = Field(0.4, ge=0, le=1)
     flip: tuple[float, float, float] = (0.5, 0.0, 0.0)
     intensity: float = Field(0.1, ge=0, lt=1)
     mixing: float = Field(0.2, ge=0, le=1)

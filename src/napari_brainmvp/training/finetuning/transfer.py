@@ -38,6 +38,11 @@ class Transfer:
     new: tuple[str, ...]
 
     @property
+    def has_head(self) -> bool:
+        """Whether every output channel was known to the source."""
+        return f"{_HEAD}weight" in self.taken
+
+    @property
     def widened(self) -> bool:
         """Whether the encoder now sees more modalities than it was trained on, averaged at first."""
         return _STEMS[0] in self.adapted

@@ -28,7 +28,7 @@ from napari_brainmvp.training.metrics import CaseScores, region_scores
 
 __all__ = ["CropValidation", "card_metrics", "measure", "write_scores"]
 
-_CROPS = 6
+_CROPS = 8
 """Crops of each held-out case that are looked at during training."""
 _VOXELS = 4000
 """Voxels of each of them that the temperature is fitted on."""
@@ -137,7 +137,10 @@ def decide(logits: Tensor, activation: Activation) -> Tensor:
 
 
 def _centred(crops: LabelledCrops, case: Case) -> list[Batch]:
-    """Cut crops around voxels of every label in turn, in the part of the case that is held out."""
+    """Cut crops of the part of a case that is held out: around voxels of every label in turn, and just anywhere.
+
+    The latter are half of all, or false alarms far from what is looked for would never be seen.
+    """
     size, shape = crops.spec.crop, np.array(case.study.volumes.shape[1:])
     rows = crops.labels.rows(np.asarray(case.study.labels))
     if case.slices:
@@ -148,10 +151,13 @@ def _centred(crops: LabelledCrops, case: Case) -> list[Batch]:
     kinds = [row for row in np.unique(rows) if row > 0] or [0]
     found = []
     for k in range(_CROPS):
-        places = np.flatnonzero(rows == kinds[k % len(kinds)])
+        places = np.flatnonzero(rows == kinds[k // 2 % len(kinds)])
         if len(places) == 0:
             continue
         voxel = np.array(np.unravel_index(places[rng.integers(len(places))], rows.shape))
+        if k % 2:
+            voxel[:2] = rng.integers(0, shape[:2])
+            voxel[2] = voxel[2] if case.slices else rng.integers(0, shape[2])
         start = np.clip(voxel - size // 2, np.minimum(0, shape - size), np.maximum(0, shape - size))
         found.append(crops.cut(case, start, training=False))
     return found

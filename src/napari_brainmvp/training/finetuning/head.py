@@ -1,0 +1,84 @@
+"""Start a new output layer where the features already lead, before anything else is trained."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from napari_brainmvp.training.finetuning.data import LabelledCrops
+from napari_brainmvp.training.finetuning.model import SegmentationModel
+from napari_brainmvp.training.finetuning.objective import truth
+
+__all__ = ["fit_head"]
+
+_BATCHES, _VOXELS = 12, 6000
+"""Batches of crops that are looked at, and voxels taken from each."""
+
+
+@torch.no_grad()
+def fit_head(model: SegmentationModel, crops: LabelledCrops, fabric: Fabric) -> None:
+    """Fit the output convolution to the features as they are: a linear probe before fine-tuning (Kumar et al., 2022).
+
+    From a random start, the first hundreds of steps would go into the output layer, and what it sends back into the
+    network meanwhile spoils features that were good. The fit is a convex problem of few unknowns, and cheap.
+
+    Parameters
+    ----------
+    model : SegmentationModel
+        Its network's ``decoder.out`` is changed in place.
+    crops : LabelledCrops
+        Of the training cases; the first batches of the run are looked at.
+    fabric : Fabric
+        Device and precision.
+    """
+    out = model.network.decoder.out.conv.conv
+    assert isinstance(out, nn.Conv3d)
+    seen: list[Tensor] = []
+    hook = out.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float().cpu()))
+    model.to(fabric.device).eval()
+    generator = torch.Generator().manual_seed(crops.spec.seed)
+    features, targets = [], []
+    for number in range(_BATCHES):
+        batch = crops.batch(number)
+        batch["shown"] = batch["shown"][:, :1]
+        with fabric.autocast():
+            model.predict({key: value.to(fabric.device) for key, value in batch.items()})
+        target, labelled = truth(batch["rows"], model.table.cpu())
+        index = labelled.flatten().nonzero()[:, 0]
+        index = index[torch.randperm(len(index), generator=generator)[:_VOXELS]]
+        features.append(seen.pop().movedim(1, -1).flatten(0, 3)[index])
+        targets.append(target.movedim(1, -1).flatten(0, 3)[index])
+    hook.remove()
+    x, y = torch.cat(features), torch.cat(targets)
+    if len(x):
+        weight, bias = _fit(x, y, model.activation)
+        out.weight.copy_(weight[..., None, None, None])
+        assert out.bias is not None
+        out.bias.copy_(bias)
+
+
+def _fit(features: Tensor, target: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Minimise the cross entropy of a linear layer with a small ridge: weights (K, F) and biases (K,)."""
+    mean, scale = features.mean(0), features.std(0).clamp(min=1e-3)
+    x = (features - mean) / scale
+    with torch.enable_grad():
+        weight = torch.zeros(target.shape[1], x.shape[1], requires_grad=True)
+        bias = torch.zeros(target.shape[1], requires_grad=True)
+        optimiser = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimiser.zero_grad()
+            logits = x @ weight.T + bias
+            if activation == "softmax":
+                loss = -(target * F.log_softmax(logits, 1)).sum(1).mean()
+            else:
+                loss = F.binary_cross_entropy_with_logits(logits, target)
+            loss = loss + 1e-4 * weight.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    plain = weight.detach() / scale
+    return plain, bias.detach() - plain @ mean
