@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from napari_brainmvp.annotation.participants import export_participants, subject_label
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io import write_label_map, write_text_atomic
@@ -92,7 +93,7 @@ def export_dataset(
 def _place(folder: Path, name: str, layout: str) -> tuple[Path, str]:
     if layout == "brats":
         return folder / name, name
-    subject = f"sub-{re.sub(r'[^A-Za-z0-9]', '', name.removeprefix('sub-'))}"
+    subject = f"sub-{subject_label(name)}"
     return folder / subject / "anat", subject
 
 
@@ -116,4 +117,4 @@ def _describe(project: AnnotationProject, folder: Path, used: set[int]) -> None:
     description = {"Name": project.folder.name, "BIDSVersion": "1.9.0", "DatasetType": "raw"}
     write_text_atomic(folder / "dataset_description.json", json.dumps(description, indent=2) + "\n")
     if any(s.group for s in project.studies):
-        project.export_participants(folder / "participants.tsv")
+        export_participants(project, folder / "participants.tsv")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io import atomic_path, write_text_atomic
 
-__all__ = ["LabelHistory"]
+__all__ = ["LabelHistory", "label_dtype"]
 
 _EVERY, _KEPT = 25, 250
 
@@ -178,3 +179,9 @@ class LabelHistory:
     def _read(path: Path) -> dict[str, NDArray[np.int64]]:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
+
+
+def label_dtype(values: Iterable[int]) -> type[np.int32] | type[np.int64]:
+    """Return the smaller of the two types that holds all values."""
+    limits = np.iinfo(np.int32)
+    return np.int32 if all(limits.min <= v <= limits.max for v in values) else np.int64

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_brainmvp.annotation.features import StudyFeatures
+from napari_brainmvp.annotation.history import label_dtype
 from napari_brainmvp.annotation.probe import Probe, ProbeSpec
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.preparation.resampling import resample
@@ -52,13 +53,13 @@ class VolumePrediction:
 
     Parameters
     ----------
-    labels : ndarray of shape (i, j, k), int32
+    labels : ndarray of shape (i, j, k), int32 (int64 where values need it)
         A label value everywhere in the foreground, the background's elsewhere.
     uncertainty : ndarray of shape (i, j, k), float16
         Entropy over its maximum, 0..1.
     """
 
-    labels: NDArray[np.int32]
+    labels: NDArray[Any]
     uncertainty: NDArray[np.float16]
 
 
@@ -84,9 +85,7 @@ class StudyPredictor:
         """Whether there is something to predict with."""
         return bool(self.probe.classes)
 
-    def fit(
-        self, labels: NDArray[Any], others: tuple[LabelledVoxels, ...] = (), steps: int | None = None
-    ) -> None:
+    def fit(self, labels: NDArray[Any], others: tuple[LabelledVoxels, ...] = (), steps: int | None = None) -> None:
         """Fit to everything that is labelled.
 
         Parameters
@@ -110,7 +109,7 @@ class StudyPredictor:
             found.append(other.labels)
         self.probe.fit(torch.cat(values), np.concatenate(found), steps)
 
-    def predict_slice(self, axis: int, index: int) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
+    def predict_slice(self, axis: int, index: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
         """Predict one plane of the study's own grid.
 
         Parameters
@@ -123,10 +122,10 @@ class StudyPredictor:
         labels : ndarray of the plane's shape, int32
         uncertainty : ndarray of the same shape, float16
         """
-        rows = self._rows.take(index, axis)
+        rows: NDArray[np.int32] = np.take(self._rows, index, axis=axis)
         inside = rows >= 0
         found, doubt = self._decide(self.probe.predict(self.features.values[torch.from_numpy(rows[inside]).long()]))
-        labels = np.full(rows.shape, self.background, np.int32)
+        labels = np.full(rows.shape, self.background, found.dtype)
         uncertainty = np.zeros(rows.shape, np.float16)
         labels[inside], uncertainty[inside] = found, doubt
         return labels, uncertainty
@@ -142,7 +141,7 @@ class StudyPredictor:
         inside = self._rows >= 0
         uncertainty = np.zeros(self._rows.shape, np.float16)
         uncertainty[inside] = doubt[self._rows[inside]]
-        labels = np.full(self._rows.shape, self.background, np.int32)
+        labels = np.full(self._rows.shape, self.background, found.dtype)
         if self._exact:
             labels[inside] = found[self._rows[inside]]
             return VolumePrediction(labels, uncertainty)
@@ -167,9 +166,9 @@ class StudyPredictor:
         score[(labels != 0).any(others)] *= 0.25
         return int(score.argmax())
 
-    def _decide(self, probabilities: Tensor) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
+    def _decide(self, probabilities: Tensor) -> tuple[NDArray[Any], NDArray[np.float16]]:
         """Return the label value and the relative entropy of each row."""
-        values = np.array(self.probe.classes, np.int32)
+        values = np.array(self.probe.classes, label_dtype((*self.probe.classes, self.background)))
         entropy = -torch.xlogy(probabilities, probabilities).sum(1) / np.log(len(values))
         return values[probabilities.argmax(1).numpy()], entropy.clamp_(0, 1).half().numpy()
 

@@ -57,7 +57,7 @@ class ProbeSpec:
     batch: int = 1024
     noise: float = 0.3
     learning_rate: float = 0.01
-    weight_decay: float = 0.01
+    weight_decay: float = 0.3
     balance: float = 0.0
     ridge: float = 0.1
     seed: int = 0

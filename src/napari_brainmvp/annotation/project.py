@@ -2,110 +2,31 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 
+from napari_brainmvp.annotation.content import (
+    CLASS_COLORS,
+    LabelClass,
+    ProjectContent,
+    StudyReference,
+    check_classes,
+    default_classes,
+)
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.lock import ProjectLock
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io import read_study, write_image, write_text_atomic
-from napari_brainmvp.study import Grid, Study
+from napari_brainmvp.study import Study
 
-__all__ = ["AnnotationProject", "LabelClass", "StudyReference", "default_classes"]
+__all__ = ["AnnotationProject"]
 
-_COLORS = ("#d1495b", "#f2c14e", "#2fbf9b", "#9b6dd6", "#e07a3f", "#6fb98f", "#c06c84")
-BACKGROUND_COLOR = "#4a90d9"
 _FILE = "project.json"
-
-
-class LabelClass(BaseModel):
-    """A class one paints.
-
-    Parameters
-    ----------
-    value : int
-        In label maps; any integer but 0, which means unlabelled.
-    name : str
-    color : str
-        ``"#rrggbb"``.
-    background : bool
-        Whether it means "nothing of all this". A project has one such class.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    value: int
-    name: str = Field(min_length=1)
-    color: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
-    background: bool = False
-
-    @field_validator("value")
-    @classmethod
-    def _not_unlabelled(cls, value: int) -> int:
-        if value == 0:
-            raise ValueError("0 means unlabelled: give the class another number")
-        return value
-
-
-class StudyReference(BaseModel):
-    """Where a study's scans are, and what its labels are on.
-
-    Parameters
-    ----------
-    name : str
-        Of the study in this project, and of its folder.
-    scans : dict of str to str
-        File by modality key; absolute, or relative to the project's folder.
-    reference : str
-        Modality on whose grid one paints.
-    shape, affine
-        That grid, RAS mm, to tell when the scans were replaced.
-    group : str
-        The study's class, for classification; empty where nobody said.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    scans: dict[str, str]
-    reference: str
-    shape: tuple[int, int, int]
-    affine: tuple[tuple[float, ...], ...]
-    group: str = ""
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_a_folder_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-            raise ValueError(f"{name!r} is not a name for a study: use up to 100 letters, digits, '.', '_' and '-'")
-        return name
-
-    @property
-    def grid(self) -> Grid:
-        """The grid one paints on."""
-        return Grid(self.shape, np.array(self.affine))
-
-
-class _ProjectFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    version: int = 1
-    classes: tuple[LabelClass, ...]
-    studies: tuple[StudyReference, ...] = ()
-
-
-def default_classes() -> tuple[LabelClass, ...]:
-    """Return the classes of a new project: background and lesion."""
-    return (
-        LabelClass(value=1, name="Background", color=BACKGROUND_COLOR, background=True),
-        LabelClass(value=2, name="Lesion", color=_COLORS[0]),
-    )
 
 
 class AnnotationProject:
@@ -114,7 +35,7 @@ class AnnotationProject:
     Where another window has it open already, it opens read-only: see :attr:`read_only`.
     """
 
-    def __init__(self, folder: Path, content: _ProjectFile, lock: ProjectLock) -> None:
+    def __init__(self, folder: Path, content: ProjectContent, lock: ProjectLock) -> None:
         self.folder, self._content, self._lock = folder, content, lock
         self._histories: dict[str, LabelHistory] = {}
 
@@ -130,7 +51,7 @@ class AnnotationProject:
         path = Path(folder).expanduser().resolve()
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileError(f"{path} is not empty: choose a new folder for the project, or open the one that is there.")
-        content = _ProjectFile(classes=_checked(classes or default_classes()))
+        content = ProjectContent(classes=check_classes(classes or default_classes()))
         write_text_atomic(path / _FILE, content.model_dump_json(indent=2) + "\n")
         return cls.open(path)
 
@@ -146,8 +67,8 @@ class AnnotationProject:
         path = Path(folder).expanduser().resolve()
         try:
             text = (path / _FILE).read_text(encoding="utf-8")
-            content = _ProjectFile.model_validate(json.loads(text))
-            _checked(content.classes)
+            content = ProjectContent.model_validate(json.loads(text))
+            check_classes(content.classes)
         except OSError as error:
             raise FileError(f"{path} holds no annotation project ({error.strerror}): choose its folder.") from error
         except (ValidationError, ValueError) as error:
@@ -278,53 +199,35 @@ class AnnotationProject:
         FileError
             The project is open elsewhere, or cannot be written.
         """
-        self._update(classes=_checked(classes))
+        self._update(classes=check_classes(classes))
 
-    def know_values(self, values: object) -> None:
+    def know_values(self, values: Iterable[int]) -> None:
         """Add a class for every label value that has none yet; values are kept as they are."""
         known = {c.value for c in self.classes}
-        new = [v for v in sorted(set(values)) if v != 0 and v not in known]  # type: ignore[call-overload]
+        new = [v for v in sorted(set(values)) if v != 0 and v not in known]
         if new:
             start = len(self.classes)
             added = (
-                LabelClass(value=v, name=f"Label {v}", color=_COLORS[(start + k) % len(_COLORS)])
+                LabelClass(value=v, name=f"Label {v}", color=CLASS_COLORS[(start + k) % len(CLASS_COLORS)])
                 for k, v in enumerate(new)
             )
             self.set_classes((*self.classes, *added))
 
-    def set_group(self, name: str, group: str) -> None:
-        """Say which class a whole study belongs to; empty for none."""
-        self.study(name)
-        studies = (s.model_copy(update={"group": group.strip()}) if s.name == name else s for s in self.studies)
-        self._update(studies=tuple(studies))
-
-    def import_participants(self, path: Path, column: str = "group") -> int:
-        """Read the studies' classes from a BIDS ``participants.tsv``; return how many studies got one.
+    def set_groups(self, groups: Mapping[str, str]) -> None:
+        """Say which class whole studies belong to, by study name; empty for none.
 
         Raises
         ------
-        FileError
-            The file cannot be read, or has no such column.
+        StudyError
+            The project has no study of a name.
         """
-        try:
-            table = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), delimiter="\t"))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise FileError(f"{path} is not a readable participants.tsv ({error}): check the file.") from error
-        columns = list(table[0]) if table else []
-        if not table or "participant_id" not in columns or column not in columns:
-            have = ", ".join(columns) or "nothing"
-            raise FileError(f"{path} needs the columns participant_id and {column}, and has {have}.")
-        said = {_subject(row["participant_id"] or ""): (row[column] or "").strip() for row in table}
-        groups = {s.name: said[_subject(s.name)] for s in self.studies if said.get(_subject(s.name), "n/a") != "n/a"}
-        self._update(studies=tuple(s.model_copy(update={"group": groups.get(s.name, s.group)}) for s in self.studies))
-        return len(groups)
-
-    def export_participants(self, path: Path, column: str = "group") -> Path:
-        """Write the studies' classes as a BIDS ``participants.tsv``; ``n/a`` where nobody said."""
-        lines = [f"participant_id\t{column}"]
-        lines += [f"sub-{_subject(s.name)}\t{s.group or 'n/a'}" for s in self.studies]
-        write_text_atomic(path, "\n".join(lines) + "\n")
-        return path
+        for name in groups:
+            self.study(name)
+        self._update(
+            studies=tuple(
+                s.model_copy(update={"group": groups[s.name].strip()}) if s.name in groups else s for s in self.studies
+            )
+        )
 
     def _resolved(self, path: str) -> Path:
         return (self.folder / path).resolve()
@@ -347,19 +250,5 @@ class AnnotationProject:
         self._content = content
 
 
-def _checked(classes: tuple[LabelClass, ...]) -> tuple[LabelClass, ...]:
-    values, names = [c.value for c in classes], [c.name for c in classes]
-    if len(set(values)) != len(values) or len(set(names)) != len(names):
-        raise StudyError("Two classes have the same number or name: give each its own.")
-    if sum(c.background for c in classes) != 1:
-        raise StudyError("A project needs exactly one background class: mark one.")
-    return classes
-
-
 def _study_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100] or "study"
-
-
-def _subject(name: str) -> str:
-    """Return a BIDS subject label: letters and digits only."""
-    return re.sub(r"[^A-Za-z0-9]", "", name.removeprefix("sub-"))

@@ -8,6 +8,7 @@ from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtWidgets import QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_brainmvp.models.card import NOTICE
+from napari_brainmvp.plugin.annotate_panel import AnnotatePanel
 from napari_brainmvp.plugin.segment_panel import SegmentPanel
 from napari_brainmvp.plugin.study_panel import StudyPanel
 from napari_brainmvp.plugin.style import quiet
@@ -28,11 +29,13 @@ class BrainMVPWidget(QWidget):
         super().__init__()
         self.study = StudyPanel(napari_viewer)
         self.segment = SegmentPanel(napari_viewer, self.study)
+        self.annotate = AnnotatePanel(napari_viewer, self.study)
         self.tabs = QTabWidget()
         self.tabs.setDocumentMode(True)
         self.tabs.tabBar().setElideMode(Qt.TextElideMode.ElideNone)
         self.tabs.setUsesScrollButtons(True)
         self._add("Segment", self.segment, "Paint tissues and lesions with a trained model.")
+        self._add("Annotate", self.annotate, "Paint strokes; a prediction of the whole volume follows.")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(10, 8, 10, 8)
         layout.setSpacing(10)
@@ -69,3 +72,4 @@ class BrainMVPWidget(QWidget):
 
     def _abandon(self) -> None:
         self.segment.abandon()
+        self.annotate.abandon()
