@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from pathlib import Path
 
 import napari
+import numpy as np
 from qtpy.QtWidgets import QApplication
 
 OUT = Path(__file__).parent / "images"
@@ -42,5 +45,67 @@ def main() -> None:
     viewer.close()
 
 
+def train() -> None:
+    """Choose data with gaps, then pre-train on sixteen synthetic studies for some minutes, and photograph both."""
+    os.environ.setdefault("BRAINMVP_HOME", tempfile.mkdtemp(prefix="brainmvp-"))
+    viewer = napari.Viewer(title="napari", show=True)
+    viewer.window.resize(1390, 880)
+    _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
+    widget.tabs.setCurrentWidget(widget.train_tab)
+    form = widget.train.form
+    form.sources.add_sources([str(_studies_with_gaps(Path(tempfile.gettempdir()) / "studies")), "synthetic:16"])
+    settle(3)
+    viewer.screenshot(str(OUT / "train_form.png"), canvas_only=False, flash=False)
+    form.sources.setCurrentRow(0)
+    form.sources.remove_chosen()
+    form.size.setCurrentIndex(form.size.findData(0))
+    for box, value in {form.steps: 600, form.crop: 48}.items():
+        box.setValue(value)
+    settle(2)
+    form.button.click()
+    while not widget.train.view.pictures.paths or int(widget.train.view.pictures.paths[-1].stem) < 420:
+        settle(1)
+    widget.train.view.templates.click()
+    settle(10)
+    for layer in viewer.layers:
+        layer.visible = layer.name == "Template FLAIR"
+    settle(1)
+    viewer.screenshot(str(OUT / "train_running.png"), canvas_only=False, flash=False)
+    widget.train.view.stop.click()
+    viewer.close()
+
+
+def _studies_with_gaps(folder: Path) -> Path:
+    """Lay out files as a BIDS tree of 40 subjects, some of whom lack a scan: only names are looked at."""
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        name = f"sub-{number + 1:02d}"
+        (folder / name / "anat").mkdir(parents=True, exist_ok=True)
+        for suffix, share in {"T1w": 1.0, "T2w": 0.8, "FLAIR": 0.9, "ce-gadolinium_T1w": 0.4}.items():
+            if rng.random() < share:
+                (folder / name / "anat" / f"{name}_{suffix}.nii.gz").write_bytes(b"placeholder")
+    return folder
+
+
+def reconstruction() -> None:
+    """Open the glioma sample, make its FLAIR from the others, and photograph both side by side."""
+    viewer = napari.Viewer(title="napari", show=True)
+    viewer.window.resize(1390, 880)
+    _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
+    viewer.open_sample("napari-brainmvp", "glioma")
+    widget.tabs.setCurrentIndex(widget.tabs.indexOf(widget.reconstruct.parent().parent().parent()))
+    settle(1)
+    lesion = (viewer.layers["Truth"].data >= 4).nonzero()
+    widget.reconstruct.run.button.click()
+    while widget.reconstruct.run.busy:
+        settle(0.2)
+    viewer.dims.set_point(0, viewer.layers["Truth"].data_to_world([axis.mean() for axis in lesion])[0])
+    settle(2)
+    viewer.screenshot(str(OUT / "reconstructed.png"), canvas_only=False, flash=False)
+    viewer.close()
+
+
 if __name__ == "__main__":
     main()
+    reconstruction()
+    train()

@@ -47,3 +47,28 @@ def tiny_model(folder: Path, name: str = "tiny", **changes) -> Path:
     with torch.no_grad():
         templates.volumes.uniform_(0.5, 1.5)
     return save_model(folder / name, card, network, templates)
+
+
+def tiny_encoder(folder: Path, name: str = "tiny-encoder", **changes) -> Path:
+    """Save a pre-training model of five modalities, told its target, as ``folder/name``."""
+    torch.manual_seed(1)
+    network = NetworkSpec(
+        in_channels=1,
+        out_channels=2,
+        channels=(8, 8, 16, 16),
+        depths=(1, 1, 1, 1),
+        head_size=8,
+        full_resolution_channels=8,
+        deep_supervision=False,
+        decoder="skips",
+    )
+    modalities = ("t1", "t1c", "t2", "flair", "adc")
+    fields = {"title": "Tiny random encoder", "task": "pretraining", "network": network, "modalities": modalities}
+    card = ModelCard(name=name, **{**fields, "patch_size": (32, 32, 32), "fill_missing": "template", **changes})
+    made = build_network(card)
+    for condition in getattr(made, "conditions", ()):
+        torch.nn.init.normal_(condition.embedding.weight, std=0.5)
+    templates = ModalityTemplates(card.modalities, (6, 7, 6))
+    with torch.no_grad():
+        templates.volumes.uniform_(0.5, 1.5)
+    return save_model(folder / name, card, made.eval(), templates)

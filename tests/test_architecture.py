@@ -10,7 +10,20 @@ import pytest
 import napari_brainmvp
 
 PACKAGE = Path(napari_brainmvp.__file__).parent
-ROOMS = ("study", "io", "preparation", "synthesis", "networks", "models", "inference", "training", "annotation", "jobs", "cli", "plugin")
+ROOMS = (
+    "study",
+    "io",
+    "preparation",
+    "synthesis",
+    "networks",
+    "models",
+    "inference",
+    "training",
+    "annotation",
+    "jobs",
+    "cli",
+    "plugin",
+)
 GROUND = ("errors", "progress", "resources")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -330,6 +330,19 @@ def test_two_processes_compute_what_one_does(studies, tmp_path, home):
     assert curves[0] == pytest.approx(curves[1], rel=2e-3)
 
 
+def test_asking_one_of_two_processes_to_stop_stops_both_after_a_checkpoint(studies, tmp_path, home):
+    run = tmp_path / "run"
+    options = [f"--set={k}={v}" for k, v in {**SMALL, "held_out": 0, "minutes": 60}.items()] + ["--max-steps=100000"]
+    two = ["--devices", "2", "--strategy", "ddp", "--data", str(studies), "--cache", str(tmp_path / "cache")]
+    process = subprocess.Popen([*COMMAND, "pretrain", "--out", str(run), *options, *two], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (run / "metrics.csv").exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)  # to the first alone
+    assert process.wait(60) == 130, process.stderr.read().decode()
+    assert last_checkpoint(run)["step"] == len(rows(run / "metrics.csv"))
+
+
 def test_a_stopped_run_writes_a_checkpoint_first(studies, tmp_path):
     token = CancelToken()
 

@@ -11,7 +11,10 @@ from typing import Annotated
 
 import typer
 
-from napari_brainmvp.cli.console import progress_bar, say, table
+from napari_brainmvp.cli.console import named_scans, progress_bar, say, table
+from napari_brainmvp.cli.export_commands import export, pull, push
+from napari_brainmvp.cli.jobs_commands import jobs_app
+from napari_brainmvp.cli.reconstruct_commands import impute, reconstruct
 from napari_brainmvp.errors import BrainMVPError, Cancelled
 
 app = typer.Typer(
@@ -21,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(help="List, show, import and remove models.", no_args_is_help=True)
+models_app = typer.Typer(help="List, show, import, export, share and remove models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Model name or folder; default the one that ships.")]
@@ -56,6 +59,7 @@ def segment(
     device: DeviceOption = "auto",
     mirror: Annotated[bool, typer.Option("--mirror", help="Average with the mirror image: slower, better.")] = False,
     overlap: Annotated[float, typer.Option(min=0.0, max=0.9, help="Overlap of neighbouring windows.")] = 0.5,
+    impute: Annotated[bool, typer.Option("--impute", help="Impute missing modalities from the others first.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -64,14 +68,20 @@ def segment(
     from napari_brainmvp.inference import SegmentOptions
     from napari_brainmvp.inference import segment as run
     from napari_brainmvp.io import read_study
+    from napari_brainmvp.models import DEFAULT_ENCODER
 
     paths = OutputPaths.beside(out, probabilities=probabilities, uncertainty=uncertainty, volumes=volumes)
-    named = _named_scans(scan)
+    named = named_scans(scan)
     paths.check(overwrite, inputs=[*study, *named.values()])
     source: Path | list[Path] = study[0] if len(study) == 1 else study
     loaded = read_study(source, modalities=named, reference=reference or None)
     options = SegmentOptions(
-        device=device, overlap=overlap, mirror=mirror, probabilities=probabilities, uncertainty=uncertainty
+        device=device,
+        overlap=overlap,
+        mirror=mirror,
+        probabilities=probabilities,
+        uncertainty=uncertainty,
+        impute=DEFAULT_ENCODER if impute else "",
     )
     with progress_bar(quiet=as_json) as progress:
         result = run(loaded, model or None, options, progress)
@@ -84,16 +94,6 @@ def segment(
     for warning in result.warnings:
         say(f"Note: {warning}")
     say(f"Wrote {', '.join(str(path) for path in paths.all())}")
-
-
-def _named_scans(pairs: list[str]) -> dict[str, str | Path]:
-    named: dict[str, str | Path] = {}
-    for pair in pairs:
-        key, separator, path = pair.partition("=")
-        if not separator or not key or not path:
-            raise BrainMVPError(f"--scan {pair!r} is not MODALITY=FILE: write for example --scan t1c=scan3.nii.gz.")
-        named[key] = Path(path)
-    return named
 
 
 @app.command()
@@ -189,7 +189,9 @@ def info() -> None:
 def pretrain(
     spec: Annotated[Path | None, typer.Argument(help="YAML file of settings; options go before it.")] = None,
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: logs, checkpoints, model.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the run: logs, checkpoints, model.")
+    ] = None,
     data: Annotated[list[str], typer.Option(help="Folder, .json datalist or synthetic:N; @2 doubles it.")] = [],  # noqa: B006
     base: Annotated[str, typer.Option(help="Folder a datalist's paths start from; default its own.")] = "",
     recipe: Annotated[str, typer.Option(help="compact, default, paper or release.")] = "",
@@ -201,9 +203,10 @@ def pretrain(
     change: Annotated[list[str], typer.Option("--set", help="Any other setting: NAME=VALUE. Repeatable.")] = [],  # noqa: B006
     name: Annotated[str, typer.Option(help="Name of the model; default the folder's.")] = "",
     cache: Annotated[Path | None, typer.Option(help="Folder for prepared studies.")] = None,
+    background: Annotated[bool, typer.Option("--background", help="Submit a job and return: brainmvp jobs.")] = False,
 ) -> None:
     """Pre-train an encoder on unlabelled studies by the three tasks of BrainMVP."""
-    from napari_brainmvp.cli.pretraining import resumed_spec, run_pretraining, settings, sources
+    from napari_brainmvp.cli.pretraining import resumed_spec, run_pretraining, settings, sources, submit_pretraining
     from napari_brainmvp.training.pretraining.spec import read_spec
 
     changes = settings(change)
@@ -211,10 +214,25 @@ def pretrain(
     changes |= {key: value for key, value in options.items() if value}
     if data:
         changes["data"] = sources(data, base)
-    run = resumed_spec(out, changes) if resume else read_spec(spec, recipe or None, changes)
+    if background == (out is not None) or (background and resume):
+        raise BrainMVPError("Say --out FOLDER; or --background alone: a job has its folder, and brainmvp jobs resume.")
+    run = resumed_spec(out, changes) if resume and out else read_spec(spec, recipe or None, changes)
     if not run.data:
         raise BrainMVPError("No data: say --data FOLDER, or --data synthetic:50 to try it out.")
-    run_pretraining(run, out, resume=resume, name=name, cache=cache)
+    if out is None:
+        submit_pretraining(run, name=name, cache=cache)
+    else:
+        run_pretraining(run, out, resume=resume, name=name, cache=cache)
+
+
+app.add_typer(jobs_app, name="jobs")
+
+
+app.command("reconstruct")(reconstruct)
+app.command("impute")(impute)
+models_app.command("export")(export)
+models_app.command("push")(push)
+models_app.command("pull")(pull)
 
 
 def main() -> None:

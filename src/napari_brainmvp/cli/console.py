@@ -5,10 +5,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
+from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.progress import Progress, ProgressCallback, no_progress
 
-__all__ = ["progress_bar", "say", "table"]
+__all__ = ["named_scans", "progress_bar", "say", "table"]
+
+
+def named_scans(pairs: Sequence[str]) -> dict[str, str | Path]:
+    """Read ``--scan MODALITY=FILE`` options.
+
+    Raises
+    ------
+    BrainMVPError
+        An option is not of that form.
+    """
+    named: dict[str, str | Path] = {}
+    for pair in pairs:
+        key, separator, path = pair.partition("=")
+        if not separator or not key or not path:
+            raise BrainMVPError(f"--scan {pair!r} is not MODALITY=FILE: write for example --scan t1c=scan3.nii.gz.")
+        named[key] = Path(path)
+    return named
 
 
 def say(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -20,7 +19,7 @@ from napari_brainmvp.models import find_model, list_models
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, read_spec
 
-__all__ = ["resumed_spec", "run_pretraining", "settings", "sources"]
+__all__ = ["resumed_spec", "run_pretraining", "settings", "sources", "submit_pretraining"]
 
 _SECONDS = 30.0
 """Between lines of progress where there is no terminal."""
@@ -76,18 +75,27 @@ def resumed_spec(run: Path, changes: dict[str, Any]) -> PretrainingSpec:
 
 def run_pretraining(spec: PretrainingSpec, run: Path, *, resume: bool, name: str, cache: Path | None) -> None:
     """Pre-train, stop well on an interrupt, and enter the model into the registry."""
+    from torch import distributed
+
     from napari_brainmvp.models import import_model
     from napari_brainmvp.training.pretraining.engine import pretrain
 
     name = name or re.sub(r"[^a-z0-9._-]+", "-", run.resolve().name.lower()).strip("-._") or "pretrained"
     if name in {entry.card.name for entry in list_models()}:
         raise BrainMVPError(f"There already is a model {name!r}: choose another --name, or remove it first.")
-    first = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
     with _progress() as progress, _stop_on_signals() as cancel:
         folder = pretrain(spec, run, resume=resume, cache=cache, progress=progress, cancel=cancel)
-    if first:
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
         import_model(folder, name)
         say(f"Wrote model {name} ({find_model(name).folder}).")
+
+
+def submit_pretraining(spec: PretrainingSpec, *, name: str, cache: Path | None) -> None:
+    """Let a job pre-train, and say how to follow it."""
+    from napari_brainmvp.jobs import free_name, submit_job, training_job
+
+    job = submit_job(training_job("pretrain", spec, name or free_name("encoder"), cache=cache))
+    say(f"Job {job.name} is {job.state}: follow it with brainmvp jobs logs -f {job.name}.")
 
 
 @contextmanager

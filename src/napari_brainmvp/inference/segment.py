@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.inference.device import Precision, choose_device, choose_dtype
+from napari_brainmvp.inference.reconstruct import ReconstructionOptions, impute_missing
 from napari_brainmvp.inference.result import SegmentationResult, measure
 from napari_brainmvp.inference.windows import SlidingWindow
 from napari_brainmvp.models import LoadedModel, ModelCard, find_model, load_model
@@ -21,7 +23,7 @@ from napari_brainmvp.preparation import PreparedStudy, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.study import Grid, Study, modality
 
-__all__ = ["SegmentOptions", "segment"]
+__all__ = ["SegmentOptions", "activation", "decide_labels", "fill_missing", "segment"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class SegmentOptions:
         Also return these maps.
     target : str
         Modality key of the scan on whose grid the result is given; empty for the study's reference.
+    impute : str
+        Name or folder of a pre-trained model that imputes missing modalities first; empty leaves it to the model's
+        templates.
     """
 
     device: str = "auto"
@@ -53,6 +58,7 @@ class SegmentOptions:
     probabilities: bool = False
     uncertainty: bool = False
     target: str = ""
+    impute: str = ""
 
 
 def segment(
@@ -101,9 +107,17 @@ def segment(
     progress(Progress("Loading the model"))
     loaded = model if isinstance(model, LoadedModel) else load_model(find_model(model))
     card = loaded.card
+    if options.impute:
+        how = ReconstructionOptions(device=options.device, precision=options.precision)
+        study = impute_missing(study, card.modalities, options.impute, how, progress, cancel)
     progress(Progress("Preparing the scans"))
     prepared = prepare(study, card.modalities, card.preparation)
-    images, warnings = _fill_missing(prepared, loaded)
+    images, warnings = fill_missing(prepared, loaded)
+    made = [
+        study.scans[key].modality.title for key in card.modalities if key in study.scans and study.scans[key].imputed
+    ]
+    if made:
+        warnings.append(f"{', '.join(made)} imputed from the other scans, not measured: expect less accuracy.")
     window = SlidingWindow(
         patch_size=card.patch_size,
         overlap=options.overlap,
@@ -113,10 +127,9 @@ def segment(
         mirror=options.mirror,
         warnings=warnings,
     )
-    activation = _softmax if card.activation == "softmax" else torch.sigmoid
-    probabilities = window(loaded.network, images, prepared.foreground, activation, progress, cancel)
+    probabilities = window(loaded.network, images, prepared.foreground, activation(card), progress, cancel)
     progress(Progress("Measuring"))
-    labels = _decide(probabilities, prepared, card, target)
+    labels = decide_labels(probabilities, prepared, card, target)
     if cancel is not None:
         cancel.raise_if_cancelled()
     return SegmentationResult(
@@ -142,12 +155,22 @@ def _target_grid(study: Study, target: str) -> Grid:
     return study.scans[key].grid
 
 
+def activation(card: ModelCard) -> Callable[[Tensor], Tensor]:
+    """Return what turns a model's logits (B, K, x, y, z) into probabilities."""
+    return _softmax if card.activation == "softmax" else torch.sigmoid
+
+
 def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(1)
 
 
-def _fill_missing(prepared: PreparedStudy, model: LoadedModel) -> tuple[Tensor, list[str]]:
-    """Put the model's templates where modalities are missing, inside the foreground only."""
+def _imputed(study: Study, keys: tuple[str, ...]) -> list[str]:
+    made = [scan.modality.title for key, scan in study.scans.items() if key in keys and scan.imputed]
+    return [f"{', '.join(made)} imputed from the other scans, not measured: expect less accuracy."] if made else []
+
+
+def fill_missing(prepared: PreparedStudy, model: LoadedModel) -> tuple[Tensor, list[str]]:
+    """Put the model's templates where modalities are missing, inside the foreground only; say so in warnings."""
     missing = [k for k, present in enumerate(prepared.present) if not present]
     if not missing:
         return prepared.images, []
@@ -159,7 +182,7 @@ def _fill_missing(prepared: PreparedStudy, model: LoadedModel) -> tuple[Tensor, 
     return images, [f"{names} missing: left empty, so expect less accuracy."]
 
 
-def _decide(probabilities: Tensor, prepared: PreparedStudy, card: ModelCard, target: Grid) -> NDArray[Any]:
+def decide_labels(probabilities: Tensor, prepared: PreparedStudy, card: ModelCard, target: Grid) -> NDArray[Any]:
     """Turn channel probabilities (K, X, Y, Z) into label values on the target grid."""
     values = np.array(card.channels, np.uint16 if max(card.channels, default=0) > 255 else np.uint8)
     if card.activation == "softmax":

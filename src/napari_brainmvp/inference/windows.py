@@ -48,7 +48,7 @@ def gaussian_importance(size: Sequence[int], sigma: float = 1 / 8) -> Tensor:
     return (weights / weights.max()).clamp(min=1e-3)
 
 
-def window_starts(length: int, size: int, overlap: float) -> list[int]:
+def window_starts(length: int, size: int, overlap: float, align: int = 1) -> list[int]:
     """Spread windows evenly over an axis.
 
     Parameters
@@ -57,6 +57,8 @@ def window_starts(length: int, size: int, overlap: float) -> list[int]:
         Of the axis and of a window, voxels; ``size`` is at most ``length``.
     overlap : float
         Least share of a window that its neighbour covers, 0 to below 1.
+    align : int
+        Starts are multiples of this, where ``length - size`` is one.
 
     Examples
     --------
@@ -64,7 +66,7 @@ def window_starts(length: int, size: int, overlap: float) -> list[int]:
     [0, 24, 49]
     """
     steps = math.ceil((length - size) / max(1.0, size * (1 - overlap)))
-    return [0] if steps == 0 else [int(k * (length - size) / steps) for k in range(steps + 1)]
+    return [0] if steps == 0 else [int(k * (length - size) / steps) // align * align for k in range(steps + 1)]
 
 
 @dataclass
@@ -85,6 +87,10 @@ class SlidingWindow:
         Of the convolutions: ``torch.float32``, or a half precision under autocast.
     mirror : bool
         Average with the prediction on the left-right mirror image.
+    align : int
+        Windows start at multiples of this; the volume is padded to such a multiple, too.
+    step : str
+        What progress calls the work.
     warnings : list of str
         Notices of what had to be changed on the way.
     """
@@ -95,6 +101,8 @@ class SlidingWindow:
     device: torch.device
     dtype: torch.dtype
     mirror: bool = False
+    align: int = 1
+    step: str = "Segmenting"
     warnings: list[str] = field(default_factory=list)
 
     def __call__(
@@ -106,7 +114,7 @@ class SlidingWindow:
         progress: ProgressCallback = no_progress,
         cancel: CancelToken | None = None,
     ) -> Tensor:
-        """Predict a volume.
+        """Predict a volume: the average of the windows' activations, weighted by :func:`gaussian_importance`.
 
         Parameters
         ----------
@@ -116,13 +124,13 @@ class SlidingWindow:
         foreground : Tensor of shape (X, Y, Z), bool
             Windows in which it is empty are skipped.
         activation : callable
-            From logits (B, K, x, y, z) to probabilities.
+            From logits (B, K, x, y, z) to what is averaged: probabilities, or sums for a weighted mean.
         progress, cancel
             Told, and asked, at every batch of windows.
 
         Returns
         -------
-        Tensor of shape (K, X, Y, Z), float32, 0..1, on the CPU
+        Tensor of shape (K, X, Y, Z), float32, on the CPU
             0 where no window came.
 
         Raises
@@ -133,7 +141,7 @@ class SlidingWindow:
         size = tuple(images.shape[1:])
         i, j, k = (min(p, -(-n // STRIDE) * STRIDE) for p, n in zip(self.patch_size, size, strict=True))
         window: Size = (i, j, k)
-        rest = [max(0, w - n) for w, n in zip(window, size, strict=True)]
+        rest = [max(w, -(-n // self.align) * self.align) - n for w, n in zip(window, size, strict=True)]
         padding = (0, rest[2], 0, rest[1], 0, rest[0])
         images, foreground = F.pad(images, padding), F.pad(foreground, padding)
         boxes = self._boxes(foreground, window)
@@ -145,7 +153,7 @@ class SlidingWindow:
                 self._retreat()
 
     def _boxes(self, foreground: Tensor, window: Size) -> list[tuple[slice, slice, slice]]:
-        starts = [window_starts(n, w, self.overlap) for n, w in zip(foreground.shape, window, strict=True)]
+        starts = [window_starts(n, w, self.overlap, self.align) for n, w in zip(foreground.shape, window, strict=True)]
         boxes = []
         for corner in itertools.product(*starts):
             i, j, k = (slice(s, s + w) for s, w in zip(corner, window, strict=True))
@@ -181,7 +189,7 @@ class SlidingWindow:
         importance = gaussian_importance(window).to(self.device)
         weight_sum = torch.zeros(images.shape[1:], device=self.device)
         total: Tensor | None = None
-        progress(Progress("Segmenting", 0, len(boxes)))
+        progress(Progress(self.step, 0, len(boxes)))
         for start in range(0, len(boxes), self.batch):
             if cancel is not None:
                 cancel.raise_if_cancelled()
@@ -193,7 +201,7 @@ class SlidingWindow:
             for box, probabilities in zip(chosen, predicted, strict=True):
                 total[(slice(None), *box)].addcmul_(probabilities, importance)
                 weight_sum[box] += importance
-            progress(Progress("Segmenting", start + len(chosen), len(boxes)))
+            progress(Progress(self.step, start + len(chosen), len(boxes)))
         assert total is not None, "the foreground box is never empty"
         return total.div_(weight_sum.clamp(min=1e-6)).cpu()
 

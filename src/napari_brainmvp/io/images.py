@@ -69,11 +69,20 @@ def read_image(path: Path) -> tuple[NDArray[np.float32], Grid, tuple[str, ...]]:
 
 
 def read_scan(path: Path, modality: Modality) -> tuple[Scan, tuple[str, ...]]:
-    """Read a scan of a known modality; see :func:`read_image`. Scans of a single slice are refused."""
+    """Read a scan of a known modality; see :func:`read_image`. Scans of a single slice are refused.
+
+    A NIfTI file whose description says ``(imputed)`` becomes a scan that is marked so.
+    """
     data, grid, warnings = read_image(path)
     if min(data.shape) < 2:
         raise StudyError(f"{path} has a single slice {data.shape}: give the whole series as one 3D volume.")
-    return Scan(modality, data, grid, path), warnings
+    return Scan(modality, data, grid, path, imputed=_says_imputed(path)), warnings
+
+
+def _says_imputed(path: Path) -> bool:
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return False
+    return b"(imputed)" in bytes(nib.load(path).header["descrip"])
 
 
 def read_label_map(path: Path) -> LabelMap:

@@ -251,11 +251,15 @@ def _inside(path: Path, base: Path | None) -> Path:
     return resolved
 
 
-def find_studies(folder: str | Path) -> list[StudyFiles]:
+def find_studies(folder: str | Path, problems: list[tuple[str, str]] | None = None) -> list[StudyFiles]:
     """Find all studies below a folder: folders that hold scans, and the sessions of BIDS trees.
 
-    Folders that hold images of no recognisable modality, or two of one, are passed over here; reading them with
-    :func:`read_study` says why.
+    Parameters
+    ----------
+    folder : path
+    problems : list of (str, str), optional
+        Takes the names of folders that are passed over, and why: they hold images of no recognisable modality, or two
+        of one.
 
     Raises
     ------
@@ -265,20 +269,20 @@ def find_studies(folder: str | Path) -> list[StudyFiles]:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise FileError(f"{root} is not a folder: choose a folder of studies.")
-    return list(_walk(root, 0))
+    return list(_walk(root, 0, [] if problems is None else problems))
 
 
-def _walk(folder: Path, depth: int) -> Iterable[StudyFiles]:
+def _walk(folder: Path, depth: int, problems: list[tuple[str, str]]) -> Iterable[StudyFiles]:
     members = _members(folder)
     if members:
         try:
             yield sort_files(members, {}, _relative_name(folder))
             return
-        except StudyError:
-            pass
+        except StudyError as error:
+            problems.append((_relative_name(folder), str(error)))
     if depth < _DEEPEST:
         for child in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "derivatives"))):
-            yield from _walk(child, depth + 1)
+            yield from _walk(child, depth + 1, problems)
 
 
 def _relative_name(folder: Path) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_brainmvp.models.card import Label, Metric, ModelCard, NetworkSpec
 from napari_brainmvp.models.registry import (
+    DEFAULT_ENCODER,
     DEFAULT_MODEL,
     ModelEntry,
     find_model,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from napari_brainmvp.models.weights import LoadedModel, load_model, save_model
 
 __all__ = [
+    "DEFAULT_ENCODER",
     "DEFAULT_MODEL",
     "Label",
     "LoadedModel",

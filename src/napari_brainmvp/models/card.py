@@ -120,6 +120,10 @@ class ModelCard(BaseModel):
         Window of the sliding window inference, voxels.
     fill_missing : {"template", "zero"}
         What stands in for a missing modality.
+    template_frame : {"box", "centred"}
+        Templates span the foreground box, or are a frame of voxels in whose centre the box lies (the release).
+    template_minmax : bool
+        Whether a template is normalised to 0..1 before use (the release).
     training : dict
         Data, recipe, script.
     metrics : tuple of Metric
@@ -144,6 +148,8 @@ class ModelCard(BaseModel):
     preparation: PreparationSpec = PreparationSpec()
     patch_size: tuple[int, int, int] = (96, 96, 96)
     fill_missing: Literal["template", "zero"] = "zero"
+    template_frame: Literal["box", "centred"] = "box"
+    template_minmax: bool = False
     training: dict[str, Any] = Field(default_factory=dict)
     metrics: tuple[Metric, ...] = ()
     licence: str = ""

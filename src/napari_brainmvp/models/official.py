@@ -208,6 +208,12 @@ def _card(network: nn.Module, name: str, file: str, modalities: Sequence[str] | 
         "preparation": PreparationSpec(intensity="percentile", symmetric=True, spacing=1.0, margin=0),
         "licence": "see the checkpoint's source",
     }
+    if isinstance(network, UNet3DPretrainingNetwork | PretrainingNetwork):
+        common |= {
+            "preparation": PreparationSpec(intensity="percentile", symmetric=True, clip=True, margin=0),
+            "template_frame": "centred",
+            "template_minmax": True,
+        }
     if isinstance(network, UNet3DPretrainingNetwork):
         width = network.conv1a.out_channels
         spec = NetworkSpec(

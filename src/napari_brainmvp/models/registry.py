@@ -18,6 +18,7 @@ from napari_brainmvp.resources import resource_path
 
 __all__ = [
     "CARD_FILE",
+    "DEFAULT_ENCODER",
     "DEFAULT_MODEL",
     "WEIGHTS_FILE",
     "ModelEntry",
@@ -30,7 +31,9 @@ __all__ = [
 
 CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
 DEFAULT_MODEL = "brain-tissue-lesion"
-"""The model that ships and that is used when none is named."""
+"""The segmentation model that ships and that is used when none is named."""
+DEFAULT_ENCODER = "brain-encoder"
+"""The pre-trained model that ships and that is used when none is named."""
 
 logger = logging.getLogger(__name__)
 

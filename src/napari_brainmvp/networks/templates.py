@@ -87,3 +87,36 @@ class ModalityTemplates(nn.Module):
     def fill(self, shape: Sequence[int]) -> Tensor:
         """Resize all templates to a whole foreground box: (M, X, Y, Z), float32."""
         return F.interpolate(self.volumes[None], tuple(shape), mode="trilinear", align_corners=True)[0]
+
+    @torch.no_grad()
+    def placed(self, modality: str, shape: Sequence[int], frame: str = "box", minmax: bool = False) -> Tensor:
+        """Bring one template to a whole foreground box, placed as in its training.
+
+        Parameters
+        ----------
+        modality : str
+            One of ``modalities``.
+        shape : sequence of three int
+            The box in voxels.
+        frame : {"box", "centred"}
+            Whether the volume spans the box, or is a frame of voxels in whose centre the box lies (the release).
+        minmax : bool
+            Normalise the volume to 0..1 first (the release).
+
+        Returns
+        -------
+        Tensor of shape (X, Y, Z), float32
+            Trilinear; the border value beyond the frame.
+        """
+        volume = self.volumes[self.modalities.index(modality)]
+        if minmax:
+            volume = (volume - volume.amin()) / (volume.amax() - volume.amin()).clamp(min=1e-9)
+        if frame == "box":
+            return F.interpolate(volume[None, None], tuple(shape), mode="trilinear", align_corners=True)[0, 0]
+        for axis, (length, frame_length) in enumerate(zip(shape, volume.shape, strict=True)):
+            position = (torch.arange(length) - (length - 1) / 2 + (frame_length - 1) / 2).clamp(0, frame_length - 1)
+            low = position.long().clamp(max=max(0, frame_length - 2))
+            weight = (position - low).view([-1 if a == axis else 1 for a in range(3)]).to(volume)
+            high = (low + 1).clamp(max=frame_length - 1)
+            volume = torch.lerp(volume.index_select(axis, low), volume.index_select(axis, high), weight)
+        return volume

@@ -26,6 +26,7 @@ __all__ = [
     "Frame",
     "LayerOrigin",
     "LayerTuple",
+    "is_imputed",
     "labels_layer",
     "layer_grid",
     "layer_modality",
@@ -68,6 +69,8 @@ class LayerOrigin:
         The original, where the layer shows an interpolation of it.
     modality : Modality or None
     path : Path or None
+    imputed : bool
+        Made by a network.
     """
 
     grid: Grid
@@ -77,6 +80,7 @@ class LayerOrigin:
     scan: Scan | LabelMap | None = None
     modality: Modality | None = None
     path: Path | None = None
+    imputed: bool = False
 
     def unpermute(self, values: NDArray[Any]) -> NDArray[Any]:
         """Take an array on ``shown`` to the scan's own order of axes."""
@@ -124,8 +128,14 @@ def layer_scan(layer: Any, kind: Modality) -> Scan:
         return replace(origin.scan, modality=kind)
     values = np.nan_to_num(np.asarray(layer.data, np.float32).T, posinf=0, neginf=0)
     if isinstance(origin, LayerOrigin) and grid is origin.shown:
-        return Scan(kind, origin.unpermute(values), origin.grid, origin.path)
-    return Scan(kind, values, grid, origin.path if isinstance(origin, LayerOrigin) else None)
+        return Scan(kind, origin.unpermute(values), origin.grid, origin.path, origin.imputed)
+    return Scan(kind, values, grid, origin.path if isinstance(origin, LayerOrigin) else None, is_imputed(layer))
+
+
+def is_imputed(layer: Any) -> bool:
+    """Tell whether a network made what a layer shows."""
+    origin = layer.metadata.get(KEY)
+    return isinstance(origin, LayerOrigin) and origin.imputed
 
 
 def layer_path(layer: Any) -> Path | None:
@@ -171,9 +181,9 @@ def _askew(grid: Grid) -> bool:
 def scan_layer(scan: Scan, frame: Frame, *, visible: bool = True) -> LayerTuple:
     """Turn a scan into napari's layer tuple for an image."""
     origin, data = _origin(scan, frame, "linear")
-    origin = replace(origin, modality=scan.modality, path=scan.path)
+    origin = replace(origin, modality=scan.modality, path=scan.path, imputed=scan.imputed)
     options = {"colormap": "gray", "contrast_limits": _contrast(scan.data), "visible": visible}
-    return data, _common(scan.modality.title, origin) | options, "image"
+    return data, _common(scan.title, origin) | options, "image"
 
 
 def labels_layer(labels: LabelMap, frame: Frame, name: str = "") -> LayerTuple:

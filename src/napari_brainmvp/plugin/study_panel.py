@@ -17,7 +17,15 @@ from qtpy.QtWidgets import (
 )
 
 from napari_brainmvp.errors import StudyError
-from napari_brainmvp.plugin.layers import Frame, layer_grid, layer_modality, layer_scan, shared_frame, upright_frame
+from napari_brainmvp.plugin.layers import (
+    Frame,
+    is_imputed,
+    layer_grid,
+    layer_modality,
+    layer_scan,
+    shared_frame,
+    upright_frame,
+)
 from napari_brainmvp.plugin.style import chip, heading, quiet
 from napari_brainmvp.study import MODALITIES, Study, modality
 
@@ -82,9 +90,19 @@ class StudyPanel(QWidget):
             self._keys = tuple(keys)
             self._layers_changed()
 
+    def wanted(self) -> tuple[str, ...]:
+        """Return the modality keys the chosen model works on."""
+        return self._keys
+
     def assigned(self) -> dict[str, Any]:
         """Return the layer of each modality that has one, by modality key."""
         return {key: layer for key in self._keys if (layer := self._boxes[key].currentData()) is not None}
+
+    def assigned_with_others(self) -> dict[str, Any]:
+        """Return :meth:`assigned` and, for known modalities without a row, the layers recognised as such."""
+        found = {kind.key: layer for layer in self._images() if (kind := layer_modality(layer)) is not None}
+        others = {key: found[key] for key in MODALITIES if key in found and key not in self._keys}
+        return {**self.assigned(), **others}
 
     def reference_key(self) -> str:
         """Return the modality whose grid results are given on; empty without any layer."""
@@ -100,15 +118,21 @@ class StudyPanel(QWidget):
         shared = shared_frame(assigned.values())
         return upright_frame(layer_grid(assigned[self.reference_key()])) if shared is None else shared
 
-    def study(self) -> Callable[[], Study]:
+    def study(self, *, with_others: bool = False) -> Callable[[], Study]:
         """Return a function that makes the study; call it in the worker, where converting arrays hurts nobody.
+
+        Parameters
+        ----------
+        with_others : bool
+            Also the scans of :meth:`assigned_with_others`.
 
         Raises
         ------
         StudyError
             No layer is chosen.
         """
-        assigned, reference = self.assigned(), self.reference_key()
+        assigned = self.assigned_with_others() if with_others else self.assigned()
+        reference = self.reference_key()
         if not assigned:
             raise StudyError("There is no scan to work on: open a study, or choose layers in the Study panel.")
         name = next(iter(assigned.values())).name
@@ -178,6 +202,8 @@ class StudyPanel(QWidget):
         for row, key in enumerate(self._keys):
             if key not in assigned or grid is None:
                 pill = chip("missing", "off", "The model's template stands in for it, at some cost in accuracy.")
+            elif is_imputed(assigned[key]):
+                pill = chip("imputed", "warn", "Made by a network from the other scans, not measured.")
             elif layer_grid(assigned[key]).same_as(grid):
                 pill = chip("on grid", "good", "Lies on the grid of the result.")
             else:

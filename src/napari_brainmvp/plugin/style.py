@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor, QIcon, QPixmap
-from qtpy.QtWidgets import QLabel, QPushButton, QTableWidgetItem
+from qtpy.QtWidgets import QLabel, QProgressBar, QPushButton, QTableWidgetItem, QTabWidget, QToolButton
 
-__all__ = ["ACCENT", "chip", "heading", "main_button", "quiet", "swatch"]
+__all__ = [
+    "ACCENT",
+    "STATE_COLORS",
+    "chip",
+    "heading",
+    "link",
+    "main_button",
+    "quiet",
+    "slim_bar",
+    "small_button",
+    "style_tabs",
+    "swatch",
+]
 
 ACCENT = "#4a90d9"
+STATE_COLORS = {
+    "queued": "#f2c14e",
+    "running": "#4a90d9",
+    "stopping": "#f2c14e",
+    "stopped": "#868d96",
+    "failed": "#e0605a",
+    "done": "#3fbf8f",
+}
+"""By the state of a job."""
 _CHIPS = {"good": "#3fbf8f", "warn": "#f2c14e", "off": "#868d96"}
 
 
@@ -52,3 +73,55 @@ def swatch(color: str) -> QIcon:
     pixmap = QPixmap(14, 14)
     pixmap.fill(QColor(color))
     return QIcon(pixmap)
+
+
+def slim_bar() -> QProgressBar:
+    """Make a thin bar of progress in thousandths, without text."""
+    bar = QProgressBar()
+    bar.setRange(0, 1000)
+    bar.setTextVisible(False)
+    bar.setFixedHeight(6)
+    bar.setStyleSheet(
+        "QProgressBar { background: rgba(255,255,255,26); border: none; border-radius: 3px; height: 6px; }"
+        f"QProgressBar::chunk {{ background: {ACCENT}; border-radius: 3px; }}"
+    )
+    return bar
+
+
+def small_button(text: str, tooltip: str) -> QPushButton:
+    """Make a button that is no wider than it has to be."""
+    button = QPushButton(text)
+    button.setToolTip(tooltip)
+    button.setStyleSheet("QPushButton { min-width: 0; padding: 4px 6px; }")
+    button.setMinimumWidth(20)
+    return button
+
+
+def link(text: str) -> QToolButton:
+    """Make a button that looks like a quiet word."""
+    button = QToolButton()
+    button.setText(text)
+    button.setCursor(Qt.CursorShape.PointingHandCursor)
+    button.setStyleSheet(
+        "QToolButton { background: transparent; border: none; color: #9aa0a8; padding: 0; }"
+        "QToolButton:hover { color: white; } QToolButton::menu-indicator { image: none; }"
+    )
+    return button
+
+
+def style_tabs(tabs: QTabWidget) -> None:
+    """Give a tab widget flat tabs that share the width, with a line below the one that is chosen."""
+    tabs.setDocumentMode(True)
+    tabs.setUsesScrollButtons(False)
+    bar = tabs.tabBar()
+    bar.setDrawBase(False)
+    bar.setExpanding(True)
+    bar.setElideMode(Qt.TextElideMode.ElideNone)
+    bar.setCursor(Qt.CursorShape.PointingHandCursor)
+    bar.setStyleSheet(
+        "QTabBar { border: none; background: transparent; }"
+        "QTabBar::tab { background: none; background-color: transparent; border: none; color: #9aa0a8;"
+        " border-bottom: 2px solid rgba(255,255,255,30); padding: 7px 2px; margin: 0; font-size: 12px; }"
+        "QTabBar::tab:hover { color: #e6e8eb; }"
+        f"QTabBar::tab:selected {{ color: white; border-bottom: 2px solid {ACCENT}; background: none; }}"
+    )

@@ -9,9 +9,12 @@ from qtpy.QtWidgets import QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_brainmvp.models.card import NOTICE
 from napari_brainmvp.plugin.annotate_panel import AnnotatePanel
+from napari_brainmvp.plugin.jobs_strip import JobsStrip
+from napari_brainmvp.plugin.reconstruct_panel import ReconstructPanel
 from napari_brainmvp.plugin.segment_panel import SegmentPanel
 from napari_brainmvp.plugin.study_panel import StudyPanel
-from napari_brainmvp.plugin.style import quiet
+from napari_brainmvp.plugin.style import quiet, style_tabs
+from napari_brainmvp.plugin.train_panel import TrainPanel
 
 __all__ = ["BrainMVPWidget"]
 
@@ -30,23 +33,30 @@ class BrainMVPWidget(QWidget):
         self.study = StudyPanel(napari_viewer)
         self.segment = SegmentPanel(napari_viewer, self.study)
         self.annotate = AnnotatePanel(napari_viewer, self.study)
+        self.reconstruct = ReconstructPanel(napari_viewer, self.study)
+        self.train = TrainPanel(napari_viewer)
+        self._panels: list[Any] = []
+        self.jobs = JobsStrip()
         self.tabs = QTabWidget()
-        self.tabs.setDocumentMode(True)
-        self.tabs.tabBar().setElideMode(Qt.TextElideMode.ElideNone)
-        self.tabs.setUsesScrollButtons(True)
+        style_tabs(self.tabs)
         self._add("Segment", self.segment, "Paint tissues and lesions with a trained model.")
         self._add("Annotate", self.annotate, "Paint strokes; a prediction of the whole volume follows.")
+        self._add("Reconstruct", self.reconstruct, "Make a scan from the others, and see where it disagrees.")
+        self.train_tab = self._add("Train", self.train, "Pre-train on your own studies; watch background jobs.")
+        self._watch_jobs()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(10, 8, 10, 8)
         layout.setSpacing(10)
         layout.addWidget(self.study)
         layout.addWidget(self.tabs, 1)
+        layout.addWidget(self.jobs)
         layout.addWidget(quiet(NOTICE))
         self.setMinimumWidth(360)
-        self.destroyed.connect(self._abandon)
 
-    def _add(self, title: str, panel: QWidget, tooltip: str) -> None:
-        """Add a tab; a panel higher than the window scrolls."""
+    def _add(self, title: str, panel: Any, tooltip: str) -> QWidget:
+        """Add a tab; a panel higher than the window scrolls. Its ``abandon`` is called when the window goes."""
+        self._panels.append(panel)
+        self.destroyed.connect(panel.abandon)
         area = QScrollArea()
         area.setWidgetResizable(True)
         area.setFrameShape(QFrame.Shape.NoFrame)
@@ -58,6 +68,24 @@ class BrainMVPWidget(QWidget):
         column.addStretch(1)
         area.setWidget(inside)
         self.tabs.setTabToolTip(self.tabs.addTab(area, title), tooltip)
+        return area
+
+    def _watch_jobs(self) -> None:
+        """Let the strip tell the panels what it sees."""
+        self._panels.append(self.jobs)
+        self.jobs.polled.connect(self.train.show_jobs)
+        self.jobs.finished.connect(self.segment.refresh_models)
+        self.jobs.clicked.connect(self._show_job)
+        self.train.changed.connect(self.jobs.poll)
+        self.tabs.currentChanged.connect(self._tab_chosen)
+
+    def _tab_chosen(self) -> None:
+        """Give the study's place to training, which needs none that is open."""
+        self.study.setVisible(self.tabs.currentWidget() is not self.train_tab)
+
+    def _show_job(self, name: str) -> None:
+        self.train.show_job(name)
+        self.tabs.setCurrentWidget(self.train_tab)
 
     def showEvent(self, event: QEvent | None) -> None:
         """Watch the window this widget now lives in."""
@@ -67,9 +95,6 @@ class BrainMVPWidget(QWidget):
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         """Let go of what runs in this window when it closes."""
         if event is not None and event.type() == QEvent.Type.Close:
-            self._abandon()
+            for panel in self._panels:
+                panel.abandon()
         return False
-
-    def _abandon(self) -> None:
-        self.segment.abandon()
-        self.annotate.abandon()

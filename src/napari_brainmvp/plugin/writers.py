@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from napari_brainmvp.io import write_image, write_label_map
-from napari_brainmvp.plugin.layers import KEY, LayerOrigin, layer_grid, layer_path
+from napari_brainmvp.plugin.layers import KEY, LayerOrigin, is_imputed, layer_grid, layer_path
 
 __all__ = ["write_image_layer", "write_labels_layer"]
 
@@ -35,7 +35,8 @@ def write_image_layer(path: str, data: Any, attributes: dict[str, Any]) -> list[
     if isinstance(origin, LayerOrigin) and grid is origin.shown:
         values = origin.unpermute(values) if origin.scan is None else origin.scan.data
         grid = origin.grid
-    return [str(write_image(Path(path), values, grid, like=layer_path(layer), description=layer.name))]
+    mark = " (imputed)" if is_imputed(layer) and "(imputed)" not in layer.name else ""
+    return [str(write_image(Path(path), values, grid, like=layer_path(layer), description=layer.name[:60] + mark))]
 
 
 def _layer(data: Any, attributes: dict[str, Any], kind: str) -> Any:

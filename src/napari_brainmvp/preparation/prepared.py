@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_brainmvp.errors import StudyError
-from napari_brainmvp.preparation.intensity import foreground_mask, normalise
+from napari_brainmvp.preparation.intensity import IntensityScale, foreground_mask, measure_scale
 from napari_brainmvp.preparation.resampling import network_grid, resample
 from napari_brainmvp.preparation.spec import PreparationSpec
 from napari_brainmvp.study import Grid, Scan, Study
@@ -40,6 +40,8 @@ class PreparedStudy:
         The study's reference grid, on which results are given unless another is asked for.
     labels : Tensor of shape (X, Y, Z), int16, or None
         The study's labels on ``grid``, where they were asked for.
+    scales : tuple of IntensityScale or None
+        Of each of the C modalities: the way back to the scan's own units. None where it is missing or constant.
     """
 
     images: Tensor
@@ -48,6 +50,7 @@ class PreparedStudy:
     grid: Grid
     source: Grid
     labels: Tensor | None = None
+    scales: tuple[IntensityScale | None, ...] = ()
 
     def restore_labels(self, labels: Tensor, target: Grid | None = None) -> NDArray[Any]:
         """Take integer labels (X, Y, Z) to the target grid by the nearest voxel; 0 outside the box."""
@@ -127,9 +130,12 @@ def prepare(
         labels = resample(values, study.labels.grid, full, "nearest")
     box = _box(foreground if labels is None else foreground | (labels != 0), spec)
     images = torch.zeros(len(scans), *foreground[box].shape)
+    scales: list[IntensityScale | None] = [None] * len(scans)
     for channel, (volume, mask) in enumerate(zip(volumes, masks, strict=True)):
         if volume is not None and mask is not None:
-            images[channel] = normalise(volume, mask, spec)[box]
+            scales[channel] = scale = measure_scale(volume, mask, spec)
+            if scale is not None:
+                images[channel] = scale.apply(volume, mask)[box]
     start = np.array([s.start for s in box])
     affine = full.affine.copy()
     affine[:3, 3] += full.affine[:3, :3] @ start
@@ -140,6 +146,7 @@ def prepare(
         grid=Grid(tuple(foreground[box].shape), affine),
         source=study.grid,
         labels=None if labels is None else labels[box],
+        scales=tuple(scales),
     )
 
 

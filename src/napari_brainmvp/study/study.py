@@ -40,15 +40,23 @@ class Scan:
         Where the voxels are.
     path : Path or None
         The file or folder it came from.
+    imputed : bool
+        Made by a network from other scans, not by a scanner. Everything that shows or writes it says so.
     """
 
     modality: Modality
     data: NDArray[np.float32]
     grid: Grid
     path: Path | None = None
+    imputed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", _frozen(self.data, self.grid, f"The {self.modality.title} scan"))
+
+    @property
+    def title(self) -> str:
+        """The name shown to people: ``"FLAIR"``, or ``"FLAIR (imputed)"``."""
+        return f"{self.modality.title} (imputed)" if self.imputed else self.modality.title
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +142,10 @@ class Study:
     def modalities(self) -> tuple[Modality, ...]:
         """Modalities present, in the order of ``scans``."""
         return tuple(scan.modality for scan in self.scans.values())
+
+    def with_scan(self, scan: Scan) -> Study:
+        """Return the study with one more scan, or with another of its modality; the reference stays."""
+        return replace(self, scans={**self.scans, scan.modality.key: scan})
 
     @property
     def on_one_grid(self) -> bool:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from napari_brainmvp.errors import FileError, StudyError
-from napari_brainmvp.io import StudyFiles, find_studies, read_datalist
+from napari_brainmvp.errors import StudyError
 from napari_brainmvp.progress import CancelToken, ProgressCallback, no_progress
 from napari_brainmvp.training.cache import CachedStudy, Problem, cache_studies, cache_synthetic
 from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec
+from napari_brainmvp.training.pretraining.survey import find_files
 
 __all__ = ["Batch", "CropStream", "Dataset", "collect", "cut_pair"]
 
@@ -85,16 +85,8 @@ def _prepare(
         if not count.isdigit():
             raise StudyError(f"{source.path!r}: say how many synthetic studies, for example synthetic:50.")
         return cache_synthetic(range(int(count)), cache, spec.preparation, progress, cancel), []
-    path = Path(source.path).expanduser()
-    files: Sequence[StudyFiles]
-    problems: list[Problem] = []
-    if path.suffix == ".json":
-        files, unreadable = read_datalist(path, Path(source.base).expanduser() if source.base else None)
-        problems = [Problem(name, reason) for name, reason in unreadable]
-    elif path.is_dir():
-        files = find_studies(path)
-    else:
-        raise FileError(f"{path} is neither a folder nor a .json datalist: check the path.")
+    files, unreadable = find_files(source)
+    problems = [Problem(name, reason) for name, reason in unreadable]
     studies, bad = cache_studies(files, cache, spec.preparation, progress, cancel)
     return studies, problems + bad
 

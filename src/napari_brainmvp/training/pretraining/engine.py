@@ -29,6 +29,7 @@ from napari_brainmvp.networks.layers import share_batch_norm
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.training.cache import CachedStudy, Problem, cache_folder
 from napari_brainmvp.training.checkpoints import last_checkpoint, save_checkpoint
+from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.pretraining.data import CropStream, collect
 from napari_brainmvp.training.pretraining.model import PretrainingModel
 from napari_brainmvp.training.pretraining.spec import PretrainingSpec
@@ -83,6 +84,9 @@ def pretrain(
         precision=spec.precision,
     )
     fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
+        torch.set_flush_denormal(True)
     if not resume and last_checkpoint(run) is not None:
         raise BrainMVPError(f"{run} already holds a run: resume it, or choose another folder.")
     with fabric.rank_zero_first():  # the others find everything prepared
@@ -132,14 +136,15 @@ class _Run:
     def restore(self) -> int:
         """Load the last checkpoint and return the step it was written after; 0 where there is none."""
         state = last_checkpoint(self.run, str(self.fabric.device))
+        step = 0 if state is None else int(state["step"])
+        _drop_rows(self.run / "metrics.csv", step)
+        _drop_rows(self.run / "validation.csv", step)
         if state is None:
             return 0
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        _drop_rows(self.run / "metrics.csv", state["step"])
-        _drop_rows(self.run / "validation.csv", state["step"])
-        return int(state["step"])
+        return step
 
     def save(self, step: int) -> None:
         """Write a checkpoint."""
@@ -154,7 +159,7 @@ class _Run:
         batches = iter(loader)
         saved = time.monotonic()
         while step < spec.max_steps:
-            if cancel is not None and cancel.cancelled:
+            if self._stop_wanted(cancel):
                 if main:
                     self.save(step)
                 raise Cancelled(f"Stopped after step {step} of {spec.max_steps}. Resume to go on.")
@@ -174,6 +179,15 @@ class _Run:
             progress(Progress("Pre-training", step, spec.max_steps))
         if board is not None:
             board.close()
+
+    def _stop_wanted(self, cancel: CancelToken | None) -> bool:
+        """Tell whether any process was asked to stop, so that all of them stop after the same step."""
+        asked = cancel is not None and cancel.cancelled
+        if self.fabric.world_size == 1:
+            return asked
+        votes = self.fabric.all_reduce(torch.tensor(float(asked), device=self.fabric.device), reduce_op="sum")
+        assert isinstance(votes, Tensor)
+        return bool(votes > 0)
 
     def _step(self, batches: Any, step: int) -> dict[str, float]:
         """Update once, from ``accumulate`` batches."""
@@ -271,6 +285,8 @@ class _Run:
             preparation=spec.preparation,
             patch_size=(spec.crop, spec.crop, spec.crop),
             fill_missing="template",
+            template_frame=spec.template_frame,
+            template_minmax=spec.template_minmax,
             training={"studies": studies, "recipe": spec.model_dump(mode="json"), "validation": self.best},
         )
         if folder.exists():

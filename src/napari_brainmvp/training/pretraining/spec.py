@@ -121,7 +121,7 @@ class PretrainingSpec(BaseModel):
     template_shape: tuple[int, int, int] = (36, 44, 38)
     template_frame: Literal["box", "centred"] = "box"
     template_minmax: bool = False
-    template_rate: float = Field(1e-2, gt=0)
+    template_rate: float = Field(5e-2, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     warm_up: int = Field(100, ge=0)

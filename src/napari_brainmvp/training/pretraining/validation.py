@@ -20,7 +20,7 @@ from napari_brainmvp.training.pretraining.data import Batch, CropStream, Dataset
 from napari_brainmvp.training.pretraining.model import PretrainingModel
 from napari_brainmvp.training.pretraining.tasks import psnr
 
-__all__ = ["validate"]
+__all__ = ["central_batch", "validate"]
 
 _PEAK = 2.0
 """Prepared intensity shown as white: twice the median tissue."""
@@ -54,7 +54,7 @@ def validate(
         for channel, key in enumerate(study.modalities):
             if key not in model.spec.modalities:
                 continue
-            batch = _central(model, study, channel, number, fabric.device)
+            batch = central_batch(model, study, channel, number, fabric.device)
             views, masks, template = model.views(batch, 1.0)
             with fabric.autocast():
                 mean, _, _ = model.reconstruct(views, batch["target"].repeat(2))
@@ -79,8 +79,10 @@ def validate(
     return {name: float(np.nanmean(values)) for name, values in found.items() if not np.isnan(values).all()}
 
 
-def _central(model: PretrainingModel, study: CachedStudy, channel: int, number: int, device: torch.device) -> Batch:
-    """Cut the crop in the middle of a study; the other modality is the next one it has."""
+def central_batch(
+    model: PretrainingModel, study: CachedStudy, channel: int, number: int, device: torch.device
+) -> Batch:
+    """Cut the crop in the middle of a study, a batch of one; the other modality is the next one it has."""
     spec = model.spec
     usable = [k for k, key in enumerate(study.modalities) if key in spec.modalities]
     other = usable[(usable.index(channel) + 1) % len(usable)]

@@ -1,0 +1,90 @@
+"""One job at a time on a device, in the order in which they were queued.
+
+A device is held by a lock on a file, which the system lets go of when the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from napari_brainmvp.jobs.job import JobState, list_jobs, read_job
+from napari_brainmvp.progress import CancelToken
+
+__all__ = ["device_names", "hold_devices"]
+
+_POLL = 0.5
+
+
+def device_names(first: str, count: int) -> tuple[str, ...]:
+    """Name the devices a job takes, for all processes of this machine alike.
+
+    Parameters
+    ----------
+    first : str
+        ``"cpu"``, ``"mps"``, or ``"cuda:N"`` as this process numbers it.
+    count : int
+        Neighbouring GPUs.
+    """
+    if not first.startswith("cuda"):
+        return (first,)
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    start = int(first.partition(":")[2] or 0)
+    return tuple(f"cuda:{visible[k] if k < len(visible) else k}" for k in range(start, start + count))
+
+
+@contextmanager
+def hold_devices(folder: Path, devices: Sequence[str], cancel: CancelToken) -> Iterator[None]:
+    """Wait until it is this job's turn on all its devices, and hold them while the block runs.
+
+    Parameters
+    ----------
+    folder : Path
+        The job's.
+    devices : sequence of str
+        As :func:`device_names` names them.
+    cancel : CancelToken
+        Asked while waiting.
+
+    Raises
+    ------
+    Cancelled
+        The job was stopped while it waited.
+    """
+    locks = folder.parent / ".devices"
+    locks.mkdir(exist_ok=True)
+    names = [re.sub(r"\W+", "-", f"{socket.gethostname()}-{device}") for device in sorted(devices)]
+    with ExitStack() as held:
+        while True:
+            if not _somebody_first(folder, set(devices)):
+                try:
+                    for name in names:
+                        held.enter_context(FileLock(locks / f"{name}.lock", timeout=0))
+                    break
+                except Timeout:
+                    held.close()  # all or none, so that two jobs never wait for each other
+            cancel.raise_if_cancelled()
+            time.sleep(_POLL)
+        yield
+
+
+def _somebody_first(folder: Path, devices: set[str]) -> bool:
+    """Tell whether another job has waited longer for one of these devices."""
+    mine = read_job(folder).file
+    assert mine is not None
+    for job in list_jobs(folder.parent):
+        file = job.file
+        if job.folder == folder or file is None or file.state is not JobState.queued or not job.state.active:
+            continue
+        elsewhere = job.beat is not None and job.beat.host != socket.gethostname()
+        wants = not file.devices or bool(devices & set(file.devices))  # a job that has only just started may want any
+        if wants and not elsewhere and (file.queued, job.name) < (mine.queued, folder.name):
+            return True
+    return False

@@ -1,0 +1,286 @@
+"""The form of a new pre-training run: data, what was found in them, recipe, size, and what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+from napari.utils.notifications import show_error
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QDragEnterEvent, QDropEvent
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QInputDialog,
+    QLineEdit,
+    QListWidget,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QCollapsible
+
+from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.jobs import free_name, say_seconds, submit_job, training_job
+from napari_brainmvp.plugin.modality_matrix import ModalityMatrix
+from napari_brainmvp.plugin.style import heading, main_button, quiet, small_button
+from napari_brainmvp.plugin.work import Work
+from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, read_spec
+from napari_brainmvp.training.pretraining.survey import Survey, estimate, survey
+
+__all__ = ["PretrainForm"]
+
+_RECIPES = {
+    "compact": "Compact, for a laptop",
+    "default": "Default, for a GPU",
+    "paper": "As published",
+    "release": "As the published code",
+}
+_SIZES = {"A try": 200, "An hour": 2000, "Overnight": 20_000, "Days": 100_000}
+
+
+class PretrainForm(QWidget):
+    """Says what to pre-train on and how; starts a job."""
+
+    submitted = Signal(str)
+    """Emits the name of the job that was started."""
+    surveyed = Signal()
+    """Emitted when the data were looked through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Survey | None = None
+        self._work: Work | None = None
+        self.sources = _SourceList()
+        self.add_folder = small_button("Folder…", "Folders of studies, or a BIDS tree.")
+        self.add_list = small_button("Datalist…", "A JSON datalist, as MONAI and the authors use it.")
+        self.add_synthetic = small_button("Synthetic…", "Made-up studies: to try it out, or beside your own.")
+        self.remove = small_button("Remove", "Take the chosen line out of the list.")
+        self.summary = quiet("")
+        self.matrix = ModalityMatrix()
+        self.problems = QCollapsible("Problems")
+        self.problem_list = quiet("")
+        self.recipe, self.size, self.device = QComboBox(), QComboBox(), QComboBox()
+        self.steps, self.crop, self.batch, self.seed = QSpinBox(), QSpinBox(), QSpinBox(), QSpinBox()
+        self.name = QLineEdit()
+        self.cost = quiet("")
+        self.button = main_button("Start pre-training")
+        self._build()
+        self.sources.changed.connect(self.look)
+        self.add_folder.clicked.connect(self._ask_folder)
+        self.add_list.clicked.connect(self._ask_list)
+        self.add_synthetic.clicked.connect(self._ask_synthetic)
+        self.remove.clicked.connect(self.sources.remove_chosen)
+        self.size.currentIndexChanged.connect(self._size_chosen)
+        self.recipe.currentIndexChanged.connect(self._recipe_chosen)
+        for box in (self.steps, self.crop, self.batch):
+            box.valueChanged.connect(self._say_cost)
+        self.device.currentIndexChanged.connect(self._say_cost)
+        self.button.clicked.connect(self.start)
+        self._size_chosen()
+        self._recipe_chosen()
+        self.look()
+
+    def _build(self) -> None:
+        self.problem_list.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.problems.addWidget(self.problem_list)
+        for key, title in _RECIPES.items():
+            self.recipe.addItem(title, key)
+        for title, count in _SIZES.items():
+            self.size.addItem(f"{title} ({count:,} steps)".replace(",", "\u2009"), count)
+        self.size.addItem("As in the options", 0)
+        for box in (self.recipe, self.size):
+            box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            box.setMinimumContentsLength(12)
+        self.size.setCurrentIndex(1)
+        self.steps.setRange(1, 10_000_000)
+        self.crop.setRange(16, 256)
+        self.crop.setSingleStep(16)
+        self.crop.setToolTip("Edge of the cubes that are cut out, in mm: a smaller one needs less memory.")
+        self.batch.setRange(2, 64)
+        self.batch.setToolTip("Studies in each step: fewer need less memory.")
+        self.device.addItems(["auto", "cpu", "cuda", "mps"])
+        self.device.setToolTip("auto takes a GPU where there is one. Jobs for the same device wait for each other.")
+        self.seed.setMaximum(2**31 - 1)
+        self.seed.setToolTip("The same seed gives the same run on the same machine.")
+        self.name.setPlaceholderText(free_name("encoder"))
+        self.name.setToolTip("Name of the model, and of the job that makes it.")
+        buttons = QHBoxLayout()
+        buttons.setSpacing(4)
+        for button in (self.add_folder, self.add_list, self.add_synthetic, self.remove):
+            buttons.addWidget(button)
+        form = QFormLayout()
+        form.addRow("Recipe", self.recipe)
+        form.addRow("Length", self.size)
+        form.addRow("Model name", self.name)
+        inside = QWidget()
+        more = QFormLayout(inside)
+        more.addRow("Steps", self.steps)
+        more.addRow("Crop", self.crop)
+        more.addRow("Studies a step", self.batch)
+        more.addRow("Compute on", self.device)
+        more.addRow("Seed", self.seed)
+        options = QCollapsible("Options")
+        options.addWidget(inside)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(heading("Pre-train on your own studies"))
+        layout.addWidget(self.sources)
+        layout.addLayout(buttons)
+        for part in (self.summary, self.matrix, self.problems):
+            layout.addWidget(part)
+        layout.addLayout(form)
+        for part in (options, self.cost, self.button):
+            layout.addWidget(part)
+
+    # --- data ---------------------------------------------------------------------------------------------------
+
+    def _ask_folder(self) -> None:
+        if path := QFileDialog.getExistingDirectory(self, "A folder of studies"):
+            self.sources.add_sources([path])
+
+    def _ask_list(self) -> None:
+        paths, _ = QFileDialog.getOpenFileNames(self, "A datalist", "", "Datalist (*.json)")
+        self.sources.add_sources(paths)
+
+    def _ask_synthetic(self) -> None:
+        count, agreed = QInputDialog.getInt(self, "Synthetic studies", "How many?", 16, 1, 10_000)
+        if agreed:
+            self.sources.add_sources([f"synthetic:{count}"])
+
+    def look(self) -> None:
+        """Look through the chosen data in the background."""
+        self.abandon()
+        self.found = None
+        sources = [DataSource(path=path) for path in self.sources.paths()]
+        if not sources:
+            self._show_survey(Survey((), 0, ()))
+            return
+        self.summary.setText("Looking…")
+        self._work = Work(lambda progress, cancel: survey(sources, progress, cancel))
+        self._work.done.connect(self._show_survey)
+        self._work.crashed.connect(self._crashed)
+        self._work.start()
+        self._say_cost()
+
+    def abandon(self) -> None:
+        """Let go of the search."""
+        if self._work is not None:
+            self._work.abandon()
+            self._work = None
+
+    def _crashed(self, error: Exception) -> None:
+        self.summary.setText("Something went wrong; see the notification.")
+        raise error
+
+    def _show_survey(self, found: Survey) -> None:
+        self._work, self.found = None, found
+        parts = [f"{len(found.studies)} studies"] if found.studies else []
+        if found.synthetic:
+            parts.append(f"{found.synthetic} synthetic studies of two to eight modalities")
+        nothing = "Add folders of studies with any modalities, labelled or not; or drop them into the list."
+        self.summary.setText(
+            " and ".join(parts) + "." if parts else nothing if not self.sources.count() else "Nothing."
+        )
+        self.matrix.show_studies(found.studies)
+        self.problems.setVisible(bool(found.problems))
+        self.problems.setText(f"{len(found.problems)} problems: the rest is used")
+        self.problem_list.setText("\n".join(f"{name}: {reason}" for name, reason in found.problems[:100]))
+        self._say_cost()
+        self.surveyed.emit()
+
+    # --- settings -----------------------------------------------------------------------------------------------
+
+    def _size_chosen(self) -> None:
+        count = self.size.currentData()
+        self.steps.setEnabled(count == 0)
+        if count:
+            self.steps.setValue(count)
+
+    def _recipe_chosen(self) -> None:
+        usual = read_spec(None, self.recipe.currentData(), {})
+        self.crop.setValue(usual.crop)
+        self.batch.setValue(usual.batch)
+        self._say_cost()
+
+    def spec(self) -> PretrainingSpec:
+        """Return the run as it is set in the form."""
+        changes: dict[str, Any] = {
+            "data": tuple(DataSource(path=path) for path in self.sources.paths()),
+            "max_steps": self.steps.value(),
+            "crop": self.crop.value() // 16 * 16,
+            "batch": self.batch.value(),
+            "seed": self.seed.value(),
+            "accelerator": self.device.currentText(),
+            "validate_every": max(20, min(200, self.steps.value() // 10)),
+        }
+        known = {key for _, keys in self.found.studies for key in keys} if self.found else set()
+        standard = PretrainingSpec.model_fields["modalities"].default
+        changes["modalities"] = (*standard, *sorted(known - set(standard)))
+        return read_spec(None, self.recipe.currentData(), changes)
+
+    def _say_cost(self) -> None:
+        ready = self.found is not None and self.found.count > 0
+        self.button.setEnabled(ready)
+        self.cost.setVisible(ready)
+        if self.found is None or not ready:
+            return
+        cost = estimate(self.spec(), self.found.count)
+        free = psutil.virtual_memory().available / 1e9
+        said = f"About {say_seconds(cost.seconds)} on the {cost.cores} cores of this machine"
+        memory = f"and {cost.gigabytes:.1f} of the {free:.0f} GB of memory that are free"
+        note = {"cpu": "", "auto": " A GPU is faster."}.get(self.device.currentText(), " A GPU was not measured.")
+        self.cost.setText(f"{said}, {memory}: an estimate, the job will know better.{note}")
+
+    def start(self) -> None:
+        """Submit the job."""
+        name = self.name.text().strip() or free_name("encoder")
+        try:
+            job = submit_job(training_job("pretrain", self.spec(), name))
+        except BrainMVPError as error:
+            show_error(str(error))
+            return
+        self.name.clear()
+        self.name.setPlaceholderText(free_name("encoder"))
+        self.submitted.emit(job.name)
+
+
+class _SourceList(QListWidget):
+    """Chosen folders and lists; more can be dropped into it."""
+
+    changed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setAcceptDrops(True)
+        self.setFixedHeight(64)
+        self.setTextElideMode(Qt.TextElideMode.ElideLeft)
+
+    def paths(self) -> list[str]:
+        return [self.item(k).text() for k in range(self.count())]
+
+    def add_sources(self, paths: Sequence[str]) -> None:
+        new = [path for path in paths if path not in self.paths()]
+        for path in new:
+            self.addItem(path)
+        if new:
+            self.changed.emit()
+
+    def remove_chosen(self) -> None:
+        row = self.currentRow() if self.currentRow() >= 0 else self.count() - 1
+        if self.takeItem(row) is not None:
+            self.changed.emit()
+
+    def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:
+        if event is not None and event.mimeData().hasUrls():
+            event.acceptProposedAction()
+
+    def dragMoveEvent(self, event: QDragEnterEvent | None) -> None:
+        self.dragEnterEvent(event)
+
+    def dropEvent(self, event: QDropEvent | None) -> None:
+        if event is not None:
+            self.add_sources([url.toLocalFile() for url in event.mimeData().urls() if url.isLocalFile()])

@@ -1,0 +1,73 @@
+"""Modality templates as image layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_brainmvp.errors import ModelError
+from napari_brainmvp.plugin.layers import Frame, LayerTuple, scan_layer
+from napari_brainmvp.study import Grid, Scan, modality
+
+__all__ = ["read_templates", "template_layers"]
+
+_HEAD_MM = 152.0
+"""Length given to the left-right axis of a template in the box's frame, which has no millimetres of its own."""
+
+
+def read_templates(folder: Path) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """Read the templates of a model, or of a run: its model's, or as they emerge, its last checkpoint's. Imports torch.
+
+    Parameters
+    ----------
+    folder : Path
+        Of a model, or of a pre-training run.
+
+    Returns
+    -------
+    modalities : tuple of str
+    volumes : ndarray of shape (M, X, Y, Z), float32
+        Along right, anterior and superior.
+
+    Raises
+    ------
+    ModelError
+        There are none, or none yet.
+    """
+    from napari_brainmvp.models import find_model, load_model
+    from napari_brainmvp.training.checkpoints import last_checkpoint
+    from napari_brainmvp.training.pretraining.spec import read_spec
+
+    for place in (folder, folder / "model"):
+        if (place / "card.json").is_file():
+            entry = find_model(place)
+            templates = load_model(entry, entry.card.task).templates
+            if templates is None:
+                raise ModelError(f"The model {entry.card.name} has no templates: choose one that was pre-trained.")
+            return entry.card.modalities, templates.volumes.numpy()
+    state = last_checkpoint(folder) or {}
+    volumes = next((v for k, v in state.get("average", {}).items() if k.endswith("templates.volumes")), None)
+    if volumes is None:
+        raise ModelError("There are no templates yet: wait for the first checkpoint.")
+    return read_spec(folder / "spec.json", None, {}).modalities, volumes.float().numpy()
+
+
+def template_layers(
+    modalities: tuple[str, ...], volumes: NDArray[np.float32], frame: Frame | None = None
+) -> list[LayerTuple]:
+    """Turn templates into napari's layer tuples, one per modality that was learned; the first is visible."""
+    size = np.array(volumes.shape[1:])
+    affine = np.diag([_HEAD_MM / size[0]] * 3 + [1.0])
+    affine[:3, 3] = -affine[0, 0] * (size - 1) / 2
+    layers: list[LayerTuple] = []
+    for key, volume in zip(modalities, volumes, strict=True):
+        if not np.ptp(volume):
+            continue  # none of the studies had this modality
+        scan = Scan(modality(key), np.ascontiguousarray(volume), Grid(volume.shape, affine))
+        data, options, kind = scan_layer(scan, np.eye(4) if frame is None else frame, visible=not layers)
+        extra: dict[str, Any] = {"name": f"Template {modality(key).title}", "interpolation2d": "linear"}
+        layers.append((data, options | extra, kind))
+    return layers

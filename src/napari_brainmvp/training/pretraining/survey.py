@@ -1,0 +1,145 @@
+"""What a run would be trained on, found without reading a volume; and a rough idea of what the run costs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from napari_brainmvp.errors import FileError, StudyError
+from napari_brainmvp.io import StudyFiles, find_studies, read_datalist
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
+from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec
+
+__all__ = ["Estimate", "Survey", "estimate", "find_files", "survey"]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Studies as their files' names tell.
+
+    Parameters
+    ----------
+    studies : tuple of (str, tuple of str)
+        Name and modalities of each study of the folders and lists.
+    synthetic : int
+        Studies that will be made; each has two to eight modalities.
+    problems : tuple of (str, str)
+        Name of a study or folder, and why it or a part of it is left out.
+    """
+
+    studies: tuple[tuple[str, tuple[str, ...]], ...]
+    synthetic: int
+    problems: tuple[tuple[str, str], ...]
+
+    @property
+    def count(self) -> int:
+        """Studies in all."""
+        return len(self.studies) + self.synthetic
+
+
+def survey(
+    sources: Sequence[DataSource], progress: ProgressCallback = no_progress, cancel: CancelToken | None = None
+) -> Survey:
+    """Look through all datasets of a run.
+
+    A source that cannot be used at all becomes a problem too.
+
+    Raises
+    ------
+    Cancelled
+    """
+    studies: list[tuple[str, tuple[str, ...]]] = []
+    problems: list[tuple[str, str]] = []
+    synthetic = 0
+    for index, source in enumerate(sources):
+        if cancel is not None:
+            cancel.raise_if_cancelled()
+        kind, _, count = source.path.partition(":")
+        if kind == "synthetic" and count.isdigit():
+            synthetic += int(count)
+            continue
+        try:
+            files, bad = find_files(source)
+        except (FileError, StudyError, OSError) as error:
+            problems.append((source.path, str(error)))
+            continue
+        if not files:
+            bad = [*bad, (source.path, "holds no study: files must tell their modality, as in sub-01_T1w.nii.gz.")]
+        problems += bad
+        for study in files:
+            broken = [path for path in study.scans.values() if not _has_content(path)]
+            problems += [(study.name, f"{path.name} is missing or empty: the study is left out.") for path in broken]
+            problems += [(study.name, warning) for warning in study.warnings]
+            if not broken:
+                studies.append((study.name, tuple(study.scans)))
+        progress(Progress("Looking through folders", index + 1, len(sources)))
+    return Survey(tuple(studies), synthetic, tuple(problems))
+
+
+def find_files(source: DataSource) -> tuple[list[StudyFiles], list[tuple[str, str]]]:
+    """Find the studies of a folder or datalist, and what in it is none, and why.
+
+    Raises
+    ------
+    FileError
+        It is neither, or the list cannot be read.
+    """
+    path = Path(source.path).expanduser()
+    if path.suffix == ".json":
+        return read_datalist(path, Path(source.base).expanduser() if source.base else None)
+    if not path.is_dir():
+        raise FileError(f"{path} is neither a folder nor a .json datalist: check the path.")
+    problems: list[tuple[str, str]] = []
+    return find_studies(path, problems), problems
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.is_dir() or path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A rough idea of a run on this machine's processor.
+
+    Parameters
+    ----------
+    seconds : float
+        From start to end.
+    gigabytes : float
+        Of memory, at most.
+    cores : int
+        It was made for.
+    """
+
+    seconds: float
+    gigabytes: float
+    cores: int
+
+
+_SECONDS_A_VOXEL = {"compact": 4.4e-6, "small": 1.75e-5}
+_BYTES_A_VOXEL = {"compact": 3.8e3, "small": 1.13e4}
+_BASE_GIGABYTES = {"compact": 0.6, "small": 1.1}
+"""Of a sample on one core, and before any sample: ``benchmarks/training_estimates.py``, crops of 32 and 64."""
+_PREPARING = 3.6
+"""Seconds to read or make, and to prepare a study."""
+
+
+def estimate(spec: PretrainingSpec, studies: int) -> Estimate:
+    """Estimate time and memory on the processor, from measured cost per voxel; cores are taken to share the work.
+
+    Parameters
+    ----------
+    spec : PretrainingSpec
+    studies : int
+        How many have to be prepared first.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    voxels = spec.batch * spec.crop**3
+    training = spec.max_steps * spec.accumulate * voxels * _SECONDS_A_VOXEL[spec.encoder] / cores
+    memory = _BASE_GIGABYTES[spec.encoder] + voxels * _BYTES_A_VOXEL[spec.encoder] / 1e9
+    return Estimate(training + studies * _PREPARING, memory, cores)
