@@ -142,7 +142,7 @@ class Forest:
     def __call__(self, labels: np.ndarray) -> np.ndarray:
         """Fit and predict."""
         chosen = labels[self.inside] > 0
-        forest = RandomForestClassifier(100, n_jobs=2, random_state=0)
+        forest = RandomForestClassifier(50, n_jobs=2, random_state=0)
         started = time.perf_counter()
         forest.fit(self.values[chosen], labels[self.inside][chosen])
         self.seconds["fit"] = time.perf_counter() - started

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from napari.layers import Labels
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer, Signal
 
@@ -59,7 +60,7 @@ def selected_labels(viewer: Any, study: Study) -> Study:
         A Labels layer is selected that lies elsewhere.
     """
     layer = viewer.layers.selection.active
-    if layer is None or layer._type_string != "labels":
+    if not isinstance(layer, Labels):
         return study
     origin = layer.metadata.get(KEY)
     values = np.asarray(layer.data).T
