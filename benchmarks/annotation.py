@@ -180,7 +180,7 @@ def protocol_strokes(truth: np.ndarray, predict: Predict) -> list[dict[str, floa
     return scores
 
 
-def timings(features: StudyFeatures, truth: np.ndarray, repeats: int = 5) -> dict[str, float]:
+def timings(features: StudyFeatures, truth: np.ndarray, repeats: int = 10) -> dict[str, float]:
     """Best seconds from a stroke to the visible slice and to the volume, and of a first fit."""
     labels = scattered(truth, np.random.default_rng(0))
     best: dict[str, float] = {}
@@ -251,8 +251,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", default="slices,strokes,times,ranking")
     parser.add_argument("--without-forest", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     parts = arguments.parts.split(",")
     model = load_model(find_model())
     table: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""The Annotate panel in a real viewer: strokes, predictions, corrections, a killed viewer, two windows on one project."""
+"""The Annotate panel in a real viewer: strokes, corrections, a killed viewer, two windows on one project."""
 
 import subprocess
 import sys
@@ -108,7 +108,7 @@ def test_strokes_become_a_prediction_and_are_corrected(panel, view, viewer, qtbo
 def test_the_mouse_paints_on_the_canvas(panel, view, viewer, qtbot):
     panel.classes.choose(1)
     canvas = viewer.window._qt_viewer.canvas
-    middle = np.array(canvas._scene_canvas.size) / 2
+    middle = np.array(canvas._scene_canvas.size) // 2
 
     def send(kind: str, offset: float) -> None:
         options = {"pos": tuple(middle + offset), "button": 1, "buttons": [1]}
@@ -118,7 +118,7 @@ def test_the_mouse_paints_on_the_canvas(panel, view, viewer, qtbot):
 
     send("mouse_press", 0)
     for step in range(1, 8):
-        send("mouse_move", 4.0 * step)
+        send("mouse_move", 4 * step)
     send("mouse_release", 28)
     qtbot.waitUntil(lambda: (panel.project.labels("case").labels == 2).any(), timeout=5_000)
 

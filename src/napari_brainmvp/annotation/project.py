@@ -21,7 +21,7 @@ from napari_brainmvp.annotation.content import (
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.lock import ProjectLock
 from napari_brainmvp.errors import FileError, StudyError
-from napari_brainmvp.io import read_study, write_image, write_text_atomic
+from napari_brainmvp.io import read_scan, read_study, write_image, write_text_atomic
 from napari_brainmvp.study import Study
 
 __all__ = ["AnnotationProject"]
@@ -126,13 +126,22 @@ class AnnotationProject:
         raise StudyError(f"The project has no study {name!r}. There are: {known}.")
 
     def find(self, study: Study) -> StudyReference | None:
-        """Find the reference of an opened study: the same files, or the same name and grid."""
-        paths = {str(scan.path.resolve()) for scan in study.scans.values() if scan.path is not None}
+        """Find the reference of an opened study: by its files, or by its content where it came from none."""
+        paths = {scan.path.resolve() for scan in study.scans.values() if scan.path is not None}
         for reference in self.studies:
-            same = paths & {str(self._resolved(p)) for p in reference.scans.values()}
-            if reference.grid.same_as(study.grid) and (same or reference.name == _study_name(study.name)):
+            files = {self._resolved(p) for p in reference.scans.values()}
+            if reference.grid.same_as(study.grid) and (paths & files or (not paths and self._holds(reference, study))):
                 return reference
         return None
+
+    def _holds(self, reference: StudyReference, study: Study) -> bool:
+        """Tell whether the project's own copy of a study has the same voxels."""
+        path = self._resolved(reference.scans.get(study.reference, ""))
+        if not path.is_file() or not path.is_relative_to(self.folder):
+            return False
+        scan = study.scans[study.reference]
+        kept, _ = read_scan(path, scan.modality)
+        return kept.data.shape == scan.data.shape and bool(np.array_equal(kept.data, scan.data))
 
     def add_study(self, study: Study) -> StudyReference:
         """Add a study by reference; scans that are in no file yet are written into the project.

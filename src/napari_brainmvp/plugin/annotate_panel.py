@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from napari_brainmvp.plugin.painted import selected_labels
 from napari_brainmvp.plugin.study_panel import StudyPanel
 from napari_brainmvp.plugin.style import heading, main_button, quiet
 from napari_brainmvp.progress import Progress
+from napari_brainmvp.study import Study
 
 __all__ = ["AnnotatePanel"]
 
@@ -172,7 +174,8 @@ class AnnotatePanel(QWidget):
         study = self._study.study()()
         reference = self.project.find(study)
         if reference is None:
-            reference = self.project.add_study(selected_labels(self._viewer, study))
+            named = replace(study, name=_name_of(study))
+            reference = self.project.add_study(selected_labels(self._viewer, named))
         if self.view is not None:
             self.view.close()
         self.view = view = AnnotationView(self._viewer, self.project, reference, study, self._study.frame())
@@ -270,3 +273,12 @@ class AnnotatePanel(QWidget):
     def abandon(self) -> None:
         """Save and let go because the window closes."""
         self.close_project()
+
+
+def _name_of(study: Study) -> str:
+    """Name a study by the folder its scans lie in; by its subject in a BIDS tree."""
+    paths = [scan.path for scan in study.scans.values() if scan.path is not None]
+    if not paths:
+        return study.name
+    folder = paths[0].resolve().parent
+    return folder.parent.name if folder.name in ("anat", "dwi", "swi", "angio") else folder.name
