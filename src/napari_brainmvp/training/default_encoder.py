@@ -15,7 +15,7 @@ from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpe
 
 __all__ = ["SPEC", "main", "publish"]
 
-SPEC = PretrainingSpec(data=(DataSource(path="synthetic:90"),), max_steps=900, minutes=3.0)
+SPEC = PretrainingSpec(data=(DataSource(path="synthetic:90"),), max_steps=1200, validate_every=300, minutes=2.0)
 """The ``compact`` recipe."""
 
 logger = logging.getLogger(__name__)

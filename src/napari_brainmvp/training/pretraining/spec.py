@@ -84,12 +84,12 @@ class PretrainingSpec(BaseModel):
     held_out: int = Field(4, ge=0)
     encoder: Literal["compact", "small"] = "compact"
     decoder: Literal["skips", "plain"] = "skips"
-    crop: int = Field(64, ge=16, le=256, multiple_of=16)
-    batch: int = Field(2, gt=0)
+    crop: int = Field(32, ge=16, le=256, multiple_of=16)
+    batch: int = Field(8, gt=0)
     accumulate: int = Field(1, gt=0)
     max_steps: int = Field(2000, gt=0)
     mask_rate: tuple[float, float] = (0.5, 0.9)
-    whole: float = Field(0.3, ge=0, le=1)
+    whole: float = Field(0.5, ge=0, le=1)
     masked_loss: bool = True
     from_template: float = Field(1.0, ge=0)
     from_other: float = Field(1.0, ge=0)
