@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtCore import QEvent, QObject, QSize, Qt
 from qtpy.QtWidgets import QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_brainmvp.models.card import NOTICE
@@ -90,6 +90,10 @@ class BrainMVPWidget(QWidget):
     def _show_job(self, name: str) -> None:
         self.train.show_job(name)
         self.tabs.setCurrentWidget(self.train_tab)
+
+    def sizeHint(self) -> QSize:
+        """Ask for no more width than the tabs need: the rest belongs to the image."""
+        return QSize(390, super().sizeHint().height())
 
     def showEvent(self, event: QEvent | None) -> None:
         """Watch the window this widget now lives in."""
