@@ -64,7 +64,7 @@ class Baselines:
         """Learn from voxels (N, C) of each teaching study."""
         voxels = np.concatenate(teaching)
         others = np.delete(voxels, target, 1)
-        forest = RandomForestRegressor(40, min_samples_leaf=20, max_samples=0.5, n_jobs=2, random_state=0)
+        forest = RandomForestRegressor(20, min_samples_leaf=20, max_samples=0.3, n_jobs=2, random_state=0)
         levels = np.quantile(voxels[:, target], LEVELS)
         return cls(levels, Ridge().fit(others, voxels[:, target]), forest.fit(others, voxels[:, target]))
 
@@ -115,12 +115,19 @@ class Measure:
         By target.
     how : dict
         Device and overlap of the windows.
+    parts : set of str
+        Of ``similarity`` (always), ``segmentation`` and ``detection``.
     """
 
     def __init__(
-        self, model: LoadedModel, segmenter: LoadedModel, baselines: dict[str, Baselines], how: dict[str, Any]
+        self,
+        model: LoadedModel,
+        segmenter: LoadedModel,
+        baselines: dict[str, Baselines],
+        how: dict[str, Any],
+        parts: set[str],
     ) -> None:
-        self.model, self.segmenter, self.baselines, self.how = model, segmenter, baselines, how
+        self.model, self.segmenter, self.baselines, self.how, self.parts = model, segmenter, baselines, how, parts
         self.numbers: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 
     def study(self, study: Study, lesions: np.ndarray | None) -> None:
@@ -133,13 +140,13 @@ class Measure:
             result = reconstruct(study, self.model, key, others, options)
             for row in result.similarity:
                 self._similarity(key, f"network, from {row.name}" if row.name in KEYS else row.name, row)
-            self._calibrate(study, key, result, lesions)
             self._compare(study, key, others)
+            self._calibrate(study, key, result, lesions)
             without = study.with_modalities(tuple(others)).with_reference(others[0])
             self._dice(f"without {key}: left empty", without, lesions, empty=True)
             self._dice(f"without {key}: template", without, lesions)
             self._dice(f"without {key}: imputed", without.with_scan(result.scan), lesions)
-            if key == "flair" and lesions is not None and lesions.any():
+            if key == "flair" and "detection" in self.parts and lesions is not None and lesions.any():
                 self._detect(study, lesions, {"all others, nothing of FLAIR given": result.disagreement})
 
     def _similarity(self, key: str, name: str, row: object) -> None:
@@ -165,7 +172,7 @@ class Measure:
             self._similarity(key, name, measure_similarity(name, image, truth, inside & (truth != 0)))
 
     def _dice(self, name: str, study: Study, lesions: np.ndarray | None, empty: bool = False) -> None:
-        if lesions is None or not lesions.any():
+        if "segmentation" not in self.parts or lesions is None or not lesions.any():
             return
         model = self.segmenter
         if empty:
@@ -245,6 +252,7 @@ def main() -> None:
     parser.add_argument("--real-ms", type=Path)
     parser.add_argument("--real", type=int, default=6, help="at most so many real gliomas")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--parts", default="similarity,segmentation,detection", help="what to measure")
     parser.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--speed", action="store_true", help="only measure time and memory")
@@ -271,7 +279,7 @@ def main() -> None:
             groups["real MS"] = real_studies(arguments.real_ms, 1)
         for name, studies in groups.items():
             how = {"device": arguments.device, "overlap": arguments.overlap}
-            measure = Measure(model, segmenter, baselines, how)
+            measure = Measure(model, segmenter, baselines, how, set(arguments.parts.split(",")))
             for count, (study, lesions) in enumerate(studies, 1):
                 measure.study(study, lesions)
                 table[name] = {"studies": count, **measure.summary()}

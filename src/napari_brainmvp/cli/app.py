@@ -15,7 +15,7 @@ from napari_brainmvp.cli.console import named_scans, progress_bar, say, table
 from napari_brainmvp.cli.evaluating import classify, evaluate
 from napari_brainmvp.cli.export_commands import export, pull, push
 from napari_brainmvp.cli.finetuning import finetune
-from napari_brainmvp.cli.jobs_commands import jobs_app
+from napari_brainmvp.cli.jobs_commands import jobs_app, submit
 from napari_brainmvp.cli.reconstruct_commands import impute, reconstruct
 from napari_brainmvp.errors import BrainMVPError, Cancelled
 
@@ -208,7 +208,8 @@ def pretrain(
     background: Annotated[bool, typer.Option("--background", help="Submit a job and return: brainmvp jobs.")] = False,
 ) -> None:
     """Pre-train an encoder on unlabelled studies by the three tasks of BrainMVP."""
-    from napari_brainmvp.cli.pretraining import resumed_spec, run_pretraining, settings, sources, submit_pretraining
+    from napari_brainmvp.cli.pretraining import resumed_spec, run_pretraining, settings, sources
+    from napari_brainmvp.jobs import free_name
     from napari_brainmvp.training.pretraining.spec import read_spec
 
     changes = settings(change)
@@ -222,7 +223,7 @@ def pretrain(
     if not run.data:
         raise BrainMVPError("No data: say --data FOLDER, or --data synthetic:50 to try it out.")
     if out is None:
-        submit_pretraining(run, name=name, cache=cache)
+        submit("pretrain", run, name or free_name("encoder"), cache)
     else:
         run_pretraining(run, out, resume=resume, name=name, cache=cache)
 

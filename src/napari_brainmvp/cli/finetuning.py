@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from napari_brainmvp.cli.console import say
+from napari_brainmvp.cli.jobs_commands import submit
 from napari_brainmvp.errors import BrainMVPError, FileError
 
 __all__ = ["finetune"]
@@ -68,7 +69,9 @@ def finetune(
     if out in {entry.card.name for entry in list_models()}:
         raise BrainMVPError(f"There already is a model {out!r}: choose another --out, or remove it first.")
     if background:
-        _submit(spec, out, cache, of_its_own=run is not None or resume)
+        if run or resume:
+            raise BrainMVPError("A job has its own folder: leave out --run and --resume (brainmvp jobs resume).")
+        submit("finetune", spec, out, cache)
         return
 
     from napari_brainmvp.models import import_model
@@ -84,16 +87,6 @@ def finetune(
     if left_out:
         say(f"Note: {len(left_out)} studies were left out; {folder / 'problems.txt'} says why.")
     say(f"Wrote model {out} ({entry.folder}).")
-
-
-def _submit(spec: Any, name: str, cache: Path | None, *, of_its_own: bool) -> None:
-    """Let a job train, and say how to follow it."""
-    from napari_brainmvp.jobs import submit_job, training_job
-
-    if of_its_own:
-        raise BrainMVPError("A background job has its own folder: leave out --run and --resume (brainmvp jobs resume).")
-    job = submit_job(training_job("finetune", spec, name, cache=cache))
-    say(f"Job {job.name} is {job.state}: follow it with brainmvp jobs logs -f {job.name}.")
 
 
 def _resumed(run: Path) -> Any:

@@ -6,13 +6,16 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from napari_brainmvp.cli.console import say, table
 
-__all__ = ["jobs_app"]
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+__all__ = ["jobs_app", "submit"]
 
 jobs_app = typer.Typer(help="Follow, stop, resume and remove background jobs.", no_args_is_help=True)
 NameArgument = Annotated[str, typer.Argument(help="The job's name, as brainmvp jobs list shows it.")]
@@ -82,6 +85,14 @@ def remove_command(name: NameArgument) -> None:
     from napari_brainmvp.jobs import remove_job
 
     say(f"Removed {remove_job(name)}")
+
+
+def submit(kind: str, settings: BaseModel, name: str, cache: Path | None) -> None:
+    """Let a job run a training function, and say how to follow it."""
+    from napari_brainmvp.jobs import submit_job, training_job
+
+    job = submit_job(training_job(kind, settings, name, cache=cache))
+    say(f"Job {job.name} is {job.state}: follow it with brainmvp jobs logs -f {job.name}.")
 
 
 def _print_from(path: Path, position: int) -> int:

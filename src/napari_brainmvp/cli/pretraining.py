@@ -26,7 +26,6 @@ __all__ = [
     "settings",
     "sources",
     "stop_on_signals",
-    "submit_pretraining",
 ]
 
 _SECONDS = 30.0
@@ -96,14 +95,6 @@ def run_pretraining(spec: PretrainingSpec, run: Path, *, resume: bool, name: str
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         import_model(folder, name)
         say(f"Wrote model {name} ({find_model(name).folder}).")
-
-
-def submit_pretraining(spec: PretrainingSpec, *, name: str, cache: Path | None) -> None:
-    """Let a job pre-train, and say how to follow it."""
-    from napari_brainmvp.jobs import free_name, submit_job, training_job
-
-    job = submit_job(training_job("pretrain", spec, name or free_name("encoder"), cache=cache))
-    say(f"Job {job.name} is {job.state}: follow it with brainmvp jobs logs -f {job.name}.")
 
 
 @contextmanager

@@ -19,6 +19,8 @@ _BACKGROUND = QColor("#1d1f24")
 _GRID, _TEXT, _LOUD = QColor(255, 255, 255, 22), QColor("#9aa0a8"), QColor("#e6e8eb")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 6, 18
 _LEGEND = 18
+_FEW = 12
+"""So many values are drawn as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ class CurvePlot(QWidget):
         self.update()
 
     def _rescale(self) -> None:
-        values = np.concatenate([_moving_average(s.values) if self._smoothed else s.values for s in self.series])
+        values = np.concatenate([self._line(s) for s in self.series])
         low, high = (float(v) for v in np.percentile(values, (0.5, 99.5))) if len(values) > 20 else _ends(values)
         self._log = low > 0 and high / low > 4
         low, high = (math.log10(low), math.log10(high)) if self._log else (low, high)
@@ -77,6 +79,13 @@ class CurvePlot(QWidget):
         first = min(float(s.steps[0]) for s in self.series)
         last = max(float(s.steps[-1]) for s in self.series)
         self._span = (first, max(last, first + 1), low - margin, high + margin)
+
+    def _is_smoothed(self, one: Series) -> bool:
+        return self._smoothed and len(one.values) > _FEW
+
+    def _line(self, one: Series) -> NDArray[np.float64]:
+        """Return the values of the bold line."""
+        return _moving_average(one.values) if self._is_smoothed(one) else one.values
 
     # --- drawing ------------------------------------------------------------------------------------------------
 
@@ -116,12 +125,12 @@ class CurvePlot(QWidget):
     def _draw_curve(self, painter: QPainter, one: Series, color: QColor) -> None:
         stride = max(1, len(one.steps) // max(50, self.width()))
         steps, values = one.steps[::stride], one.values[::stride]
-        if self._smoothed and len(one.steps) > 12:
+        if self._is_smoothed(one):
             faint = QColor(color)
             faint.setAlpha(42)
             painter.setPen(QPen(faint, 1.0))
             painter.drawPolyline(self._points(steps, values))
-            values = _moving_average(one.values)[::stride]
+            values = self._line(one)[::stride]
         painter.setPen(QPen(color, 1.8))
         if len(steps) == 1:
             painter.setBrush(color)
@@ -163,7 +172,7 @@ class CurvePlot(QWidget):
             painter.drawText(QPointF(x + 12, y + 11), self._legend_text(one))
 
     def _legend_text(self, one: Series) -> str:
-        values = _moving_average(one.values) if self._smoothed else one.values
+        values = self._line(one)
         index = -1 if self._cursor is None else int(np.abs(one.steps - self._cursor).argmin())
         return f"{one.title} {values[index]:.3g}"
 

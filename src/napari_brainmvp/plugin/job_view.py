@@ -27,7 +27,10 @@ _LOSSES = {
     "contrast": "contrast",
 }
 _NO_LOSS = ("learning_rate", "samples_per_second", "likelihood")
-_CAPTIONS = {"pretrain": ("original", "masked", "reconstructed", "template", "error")}
+_CAPTIONS = {
+    "pretrain": ("original", "masked", "reconstructed", "template", "error"),
+    "finetune": ("scan", "truth", "prediction"),
+}
 
 
 class JobView(QWidget):
@@ -130,12 +133,13 @@ def _loss_series(table: MetricsTable) -> tuple[Series, ...]:
 
 
 def _quality_series(table: MetricsTable) -> tuple[Series, ...]:
-    """Draw PSNR in dB by modality, masked from the template; for other kinds of runs whatever was validated."""
-    keys = [n.removeprefix("psnr_") for n in table.columns if n.startswith("psnr_") and not n.endswith("_from_other")]
-    if not keys:
-        return tuple(_series(table, name, name.replace("_", " ")) for name in list(table.columns)[:6])
-    keys.sort(key=lambda key: [*MODALITIES, key].index(key))
-    return tuple(_series(table, f"psnr_{key}", _title(key)) for key in keys)
+    """Draw PSNR in dB by modality, masked from the template; or Dice by structure; or whatever was validated."""
+    for measure in ("psnr_", "dice_"):
+        names = [n for n in table.columns if n.startswith(measure) and not n.endswith("_from_other")]
+        if names:
+            keys = sorted((n.removeprefix(measure) for n in names), key=lambda key: [*MODALITIES, key].index(key))
+            return tuple(_series(table, f"{measure}{key}", _title(key)) for key in keys)
+    return tuple(_series(table, name, name.replace("_", " ")) for name in list(table.columns)[:6])
 
 
 def _title(key: str) -> str:

@@ -8,6 +8,7 @@ from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtWidgets import QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_brainmvp.models.card import NOTICE
+from napari_brainmvp.plugin.annotate_panel import AnnotatePanel
 from napari_brainmvp.plugin.classify_panel import ClassifyPanel
 from napari_brainmvp.plugin.jobs_strip import JobsStrip
 from napari_brainmvp.plugin.reconstruct_panel import ReconstructPanel
@@ -32,16 +33,18 @@ class BrainMVPWidget(QWidget):
         super().__init__()
         self.study = StudyPanel(napari_viewer)
         self.segment = SegmentPanel(napari_viewer, self.study)
+        self.annotate = AnnotatePanel(napari_viewer, self.study)
         self.reconstruct = ReconstructPanel(napari_viewer, self.study)
+        self.classify = ClassifyPanel(napari_viewer, self.study)
         self.train = TrainPanel(napari_viewer)
         self._panels: list[Any] = []
         self.jobs = JobsStrip()
         self.tabs = QTabWidget()
         style_tabs(self.tabs)
         self._add("Segment", self.segment, "Paint tissues and lesions with a trained model.")
-        self.classify = ClassifyPanel(napari_viewer, self.study)
-        self._add("Classify", self.classify, "Tell classes of studies apart with a model of your own.")
+        self._add("Annotate", self.annotate, "Paint strokes; a prediction of the whole volume follows.")
         self._add("Reconstruct", self.reconstruct, "Make a scan from the others, and see where it disagrees.")
+        self._add("Classify", self.classify, "Tell classes of studies apart with a model of your own.")
         self.train_tab = self._add("Train", self.train, "Pre-train on your own studies; watch background jobs.")
         self._watch_jobs()
         layout = QVBoxLayout(self)

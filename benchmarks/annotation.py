@@ -1,0 +1,310 @@
+"""The instant probe against a random forest: Dice, times, and which study to annotate next.
+
+    python benchmarks/annotation.py --real-gliomas DIR --out annotation.json
+
+Protocol ``slices``: 5 % of the brain's voxels of three axial slices are labelled (at 25, 50 and 75 % of the tumour's
+height). Protocol ``strokes``: on the same slices one thin stroke per visible class, then up to ten rounds of one
+corrective stroke on the largest error. The forest sees Gaussian means (sigma 0, 1, 2, 4, 8 voxels) and the gradient
+magnitude of each modality, as is customary. Without a path, held-out synthetic gliomas serve. Real studies only
+measure: nothing is trained that stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+from sklearn.ensemble import RandomForestClassifier
+
+from napari_brainmvp.annotation.features import StudyFeatures, compute_features
+from napari_brainmvp.annotation.prediction import StudyPredictor, labelled_voxels
+from napari_brainmvp.annotation.probe import ProbeSpec
+from napari_brainmvp.annotation.ranking import StudySummary, rank_studies, summarise
+from napari_brainmvp.io import find_studies, read_study
+from napari_brainmvp.models import find_model, load_model
+from napari_brainmvp.study import Study
+from napari_brainmvp.synthesis import SynthesisSpec, make_study
+from napari_brainmvp.training.default_model import HELD_OUT
+
+SHARE, ROUNDS = 0.05, 10
+REGIONS = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
+BACKGROUND = 9
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+def dice(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Dice of whole tumour, tumour core and enhancing tumour; 1 where both are empty."""
+    scores = {}
+    for name, values in REGIONS.items():
+        a, b = np.isin(found, values), np.isin(truth, values)
+        total = a.sum() + b.sum()
+        scores[name] = 1.0 if total == 0 else float(2 * (a & b).sum() / total)
+    return scores
+
+
+def load_studies(folder: Path | None, count: int) -> list[Study]:
+    """Read real gliomas, or make synthetic ones with BraTS labels."""
+    if folder is not None:
+        return [read_study(files.scans["t1"].parent) for files in find_studies(folder)]
+    return [make_study(HELD_OUT + k, SynthesisSpec(lesion="glioma")) for k in range(count)]
+
+
+def truth_of(study: Study) -> np.ndarray:
+    """Return BraTS labels inside the brain, BACKGROUND for the rest of it and 0 outside."""
+    assert study.labels is not None
+    labels = study.labels.data.astype(np.int64)
+    if study.name.startswith("synthetic"):
+        labels = np.select([labels == 4, labels == 5, labels == 6], [2, 1, 4], 0)
+    brain = np.any([scan.data > 0 for scan in study.scans.values()], axis=0)
+    return np.where(labels > 0, labels, np.where(brain, BACKGROUND, 0))
+
+
+def annotated_slices(truth: np.ndarray) -> list[int]:
+    """Return the axial slices at 25, 50 and 75 % of the tumour's height."""
+    heights = np.flatnonzero(np.isin(truth, REGIONS["WT"]).any((0, 1)))
+    return [int(heights[0] + (heights[-1] - heights[0]) * share) for share in (0.25, 0.5, 0.75)]
+
+
+def scattered(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Label a share of the brain's voxels of the slices, at random."""
+    labels = np.zeros_like(truth)
+    for k in annotated_slices(truth):
+        i, j = np.nonzero(truth[..., k])
+        chosen = rng.permutation(len(i))[: round(SHARE * len(i))]
+        labels[i[chosen], j[chosen], k] = truth[i[chosen], j[chosen], k]
+    return labels
+
+
+def stroke(region: np.ndarray, length: float = 40.0) -> np.ndarray:
+    """Draw a stroke three pixels wide through a region's innermost pixel along its longest direction."""
+    depth = ndimage.distance_transform_edt(region)
+    centre = np.array(np.unravel_index(depth.argmax(), region.shape))
+    parts, _ = ndimage.label(region)
+    points = np.argwhere(parts == parts[tuple(centre)]) - centre
+    direction = np.linalg.svd(points - points.mean(0), full_matrices=False)[2][0] if len(points) > 2 else np.ones(2)
+    along = points @ direction
+    across = np.abs(points @ np.array([-direction[1], direction[0]]))
+    drawn = np.zeros_like(region)
+    near = points[(across <= 1.5) & (np.abs(along) <= length / 2)] + centre
+    drawn[tuple(near.T)] = True
+    return drawn
+
+
+def first_strokes(truth: np.ndarray) -> np.ndarray:
+    """Draw one stroke per visible class on each of the slices."""
+    labels = np.zeros_like(truth)
+    for k in annotated_slices(truth):
+        for value in np.unique(truth[..., k][truth[..., k] > 0]):
+            if (truth[..., k] == value).sum() >= 5:
+                labels[..., k][stroke(truth[..., k] == value)] = value
+    return labels
+
+
+def correct(labels: np.ndarray, truth: np.ndarray, found: np.ndarray) -> None:
+    """Add a stroke of the true class on the largest connected error of any axial slice."""
+    in_plane = np.zeros((3, 3, 3), bool)
+    in_plane[:, 1, 1] = in_plane[1, :, 1] = True
+    best = (0, 0, np.zeros((1, 1, 1), bool))
+    for value in np.unique(truth[truth > 0]):
+        parts, count = ndimage.label((truth == value) & (found != value), in_plane)
+        if count:
+            sizes = np.bincount(parts.ravel())
+            sizes[0] = 0
+            if sizes.max() > best[0]:
+                best = (int(sizes.max()), int(value), parts == sizes.argmax())
+    if best[0]:
+        k = int(np.flatnonzero(best[2].any((0, 1)))[0])
+        labels[..., k][stroke(best[2][..., k])] = best[1]
+
+
+class Forest:
+    """The customary baseline."""
+
+    def __init__(self, study: Study, truth: np.ndarray) -> None:
+        started = time.perf_counter()
+        columns = []
+        self.inside = truth > 0
+        for scan in study.scans.values():
+            data = scan.data.astype(np.float32)
+            for sigma in (0, 1, 2, 4, 8):
+                columns.append(ndimage.gaussian_filter(data, sigma)[self.inside] if sigma else data[self.inside])
+            columns.append(ndimage.gaussian_gradient_magnitude(data, 1)[self.inside])
+        self.values = np.stack(columns, 1)
+        self.seconds = {"features": time.perf_counter() - started}
+
+    def __call__(self, labels: np.ndarray) -> np.ndarray:
+        """Fit and predict."""
+        chosen = labels[self.inside] > 0
+        forest = RandomForestClassifier(50, n_jobs=2, random_state=0)
+        started = time.perf_counter()
+        forest.fit(self.values[chosen], labels[self.inside][chosen])
+        self.seconds["fit"] = time.perf_counter() - started
+        out = np.zeros_like(labels)
+        out[self.inside] = forest.predict(self.values)
+        self.seconds["predict"] = time.perf_counter() - started - self.seconds["fit"]
+        return out
+
+
+class InstantProbe:
+    """Ours."""
+
+    def __init__(self, features: StudyFeatures, seed: int = 0) -> None:
+        self.predictor = StudyPredictor(features, BACKGROUND, ProbeSpec(seed=seed))
+
+    def __call__(self, labels: np.ndarray) -> np.ndarray:
+        """Fit and predict."""
+        self.predictor.fit(labels)
+        return self.predictor.predict_volume().labels
+
+
+def protocol_slices(truth: np.ndarray, predict: Predict, seed: int) -> dict[str, float]:
+    """Dice with a share of three slices labelled."""
+    return dice(predict(scattered(truth, np.random.default_rng(seed))), truth)
+
+
+def protocol_strokes(truth: np.ndarray, predict: Predict) -> list[dict[str, float]]:
+    """Dice after the first strokes and after each correction."""
+    labels = first_strokes(truth)
+    scores = []
+    for _ in range(ROUNDS + 1):
+        found = predict(labels)
+        scores.append(dice(found, truth))
+        correct(labels, truth, found)
+    return scores
+
+
+def timings(features: StudyFeatures, truth: np.ndarray, repeats: int = 10) -> dict[str, float]:
+    """Best seconds from a stroke to the visible slice and to the volume, and of a first fit."""
+    labels = scattered(truth, np.random.default_rng(0))
+    best: dict[str, float] = {}
+    for _ in range(repeats):
+        predictor = StudyPredictor(features, BACKGROUND)
+        spec = predictor.probe.spec
+        for case in ("first stroke", "further stroke"):
+            started = time.perf_counter()
+            predictor.fit(labels, steps=spec.first_steps)
+            predictor.predict_slice(2, annotated_slices(truth)[1])
+            seen = time.perf_counter() - started
+            predictor.fit(labels, steps=spec.steps - spec.first_steps)
+            predictor.predict_volume()
+            for name, seconds in ((f"{case}, slice", seen), (f"{case}, volume", time.perf_counter() - started)):
+                best[name] = min(best.get(name, np.inf), seconds)
+    return best
+
+
+def loop(cases: list[tuple[StudyFeatures, np.ndarray]], order: Callable[..., list[int]], rounds: int) -> list[float]:
+    """Annotate one study a round, in an order; mean whole-tumour Dice over all others after each round."""
+    done: list[int] = [0]
+    curve = []
+    rng = np.random.default_rng(0)
+    marked = [labelled_voxels(f, scattered(t, rng)) for f, t in cases]
+    for _ in range(rounds):
+        pool = [k for k in range(len(cases)) if k not in done]
+        summaries: list[StudySummary] = []
+        scores = []
+        probe = StudyPredictor(cases[done[0]][0], BACKGROUND)
+        names = cases[done[0]][0].names
+        probe.probe.fit(
+            torch.cat([marked[k].columns(names) for k in done]), np.concatenate([marked[k].labels for k in done])
+        )
+        for k in range(len(cases)):
+            features, truth = cases[k]
+            summaries.append(summarise(str(k), features, probe.probe))
+            if k not in done:
+                predictor = StudyPredictor(features, BACKGROUND)
+                predictor.probe = probe.probe
+                scores.append(dice(predictor.predict_volume().labels, truth)["WT"])
+        curve.append(float(np.mean(scores)))
+        done.append(order(done, pool, summaries))  # type: ignore[arg-type]
+    return curve
+
+
+def ranking(cases: list[tuple[StudyFeatures, np.ndarray]], seeds: int) -> dict[str, list[float]]:
+    """Run the simulated loop with our ranking, and with random orders."""
+    rounds = len(cases) - 2
+
+    def ours(done: list[int], pool: list[int], summaries: list[StudySummary]) -> int:
+        ranked = rank_studies([summaries[k] for k in pool], [summaries[k] for k in done])
+        return int(ranked[0].name)
+
+    curves = {"ranked": loop(cases, ours, rounds)}
+    random = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        random.append(loop(cases, lambda done, pool, summaries, rng=rng: int(rng.choice(pool)), rounds))
+    curves["random, mean"] = np.mean(random, 0).tolist()
+    return curves
+
+
+def main() -> None:
+    """Measure and print; write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real-gliomas", type=Path)
+    parser.add_argument("--synthetic", type=int, default=4, help="number of studies without --real-gliomas")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parts", default="slices,strokes,times,ranking")
+    parser.add_argument("--without-forest", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    parts = arguments.parts.split(",")
+    model = load_model(find_model())
+    table: dict[str, object] = {
+        "model": model.card.name,
+        "sha256": model.card.sha256,
+        "seed": arguments.seed,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    rows: dict[str, dict[str, object]] = {}
+    cases = []
+    for study in load_studies(arguments.real_gliomas, arguments.synthetic):
+        truth = truth_of(study)
+        started = time.perf_counter()
+        features = compute_features(study, model)
+        row: dict[str, object] = {"feature seconds": time.perf_counter() - started}
+        if "slices" in parts:
+            row["slices, probe"] = protocol_slices(truth, InstantProbe(features), arguments.seed)
+        if "strokes" in parts:
+            row["strokes, probe"] = protocol_strokes(truth, InstantProbe(features))
+        if "times" in parts:
+            row["times"] = timings(features, truth)
+        if not arguments.without_forest and {"slices", "strokes"} & set(parts):
+            forest = Forest(study, truth)
+            if "slices" in parts:
+                row["slices, forest"] = protocol_slices(truth, forest, arguments.seed)
+                row["forest seconds"] = dict(forest.seconds)
+            if "strokes" in parts:
+                row["strokes, forest"] = protocol_strokes(truth, forest)
+        rows[study.name] = row
+        if "ranking" in parts:
+            cases.append((features, truth))
+        print(study.name, json.dumps(row), flush=True)
+    table["studies"], table["means"] = rows, means(list(rows.values()))
+    if len(cases) > 3:
+        table["ranking"] = ranking(cases, 5)
+    text = json.dumps(table, indent=2)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+def means(values: list) -> object:
+    """Average nested numbers."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: means([v[key] for v in values]) for key in first}
+    if isinstance(first, list):
+        return [means([v[k] for v in values]) for k in range(len(first))]
+    return round(float(np.mean(values)), 4)
+
+
+if __name__ == "__main__":
+    main()

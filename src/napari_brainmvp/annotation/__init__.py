@@ -1,0 +1,1 @@
+"""The annotate, predict, correct loop without any window."""

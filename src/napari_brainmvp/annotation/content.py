@@ -1,0 +1,118 @@
+"""What a project file says: classes and references to studies. Validated on load."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from napari_brainmvp.errors import StudyError
+from napari_brainmvp.study import Grid
+
+__all__ = ["CLASS_COLORS", "LabelClass", "ProjectContent", "StudyReference", "check_classes", "default_classes"]
+
+CLASS_COLORS = ("#d1495b", "#f2c14e", "#2fbf9b", "#9b6dd6", "#e07a3f", "#6fb98f", "#c06c84")
+_BACKGROUND_COLOR = "#4a90d9"
+
+
+class LabelClass(BaseModel):
+    """A class one paints.
+
+    Parameters
+    ----------
+    value : int
+        In label maps; any integer but 0, which means unlabelled.
+    name : str
+    color : str
+        ``"#rrggbb"``.
+    background : bool
+        Whether it means "nothing of all this". A project has one such class.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: int
+    name: str = Field(min_length=1)
+    color: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
+    background: bool = False
+
+    @field_validator("value")
+    @classmethod
+    def _not_unlabelled(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("0 means unlabelled: give the class another number")
+        return value
+
+
+class StudyReference(BaseModel):
+    """Where a study's scans are, and what its labels are on.
+
+    Parameters
+    ----------
+    name : str
+        Of the study in this project, and of its folder.
+    scans : dict of str to str
+        File by modality key; absolute, or relative to the project's folder.
+    reference : str
+        Modality on whose grid one paints.
+    shape, affine
+        That grid, RAS mm, to tell when the scans were replaced.
+    group : str
+        The study's class, for classification; empty where nobody said.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    scans: dict[str, str]
+    reference: str
+    shape: tuple[int, int, int]
+    affine: tuple[tuple[float, ...], ...]
+    group: str = ""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ValueError(f"{name!r} is not a name for a study: use up to 100 letters, digits, '.', '_' and '-'")
+        return name
+
+    @property
+    def grid(self) -> Grid:
+        """The grid one paints on."""
+        return Grid(self.shape, np.array(self.affine))
+
+
+class ProjectContent(BaseModel):
+    """The project file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = 1
+    classes: tuple[LabelClass, ...]
+    studies: tuple[StudyReference, ...] = ()
+
+
+def default_classes() -> tuple[LabelClass, ...]:
+    """Return the classes of a new project: background and lesion."""
+    return (
+        LabelClass(value=1, name="Background", color=_BACKGROUND_COLOR, background=True),
+        LabelClass(value=2, name="Lesion", color=CLASS_COLORS[0]),
+    )
+
+
+def check_classes(classes: tuple[LabelClass, ...]) -> tuple[LabelClass, ...]:
+    """Return the classes as they are.
+
+    Raises
+    ------
+    StudyError
+        Two have one value or name, or there is not exactly one background.
+    """
+    values, names = [c.value for c in classes], [c.name for c in classes]
+    if len(set(values)) != len(values) or len(set(names)) != len(names):
+        raise StudyError("Two classes have the same number or name: give each its own.")
+    if sum(c.background for c in classes) != 1:
+        raise StudyError("A project needs exactly one background class: mark one.")
+    return classes

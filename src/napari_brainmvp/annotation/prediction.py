@@ -1,0 +1,210 @@
+"""From strokes on a study's own grid to a prediction on it: the visible slice first, then the volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_brainmvp.annotation.features import StudyFeatures
+from napari_brainmvp.annotation.history import label_dtype
+from napari_brainmvp.annotation.probe import Probe, ProbeSpec
+from napari_brainmvp.errors import StudyError
+from napari_brainmvp.preparation.resampling import resample
+
+__all__ = ["LabelledVoxels", "StudyPredictor", "VolumePrediction", "labelled_voxels"]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledVoxels:
+    """The labelled voxels of a study as the probe sees them.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n, F), bfloat16
+    labels : ndarray of shape (n,), int64
+    names : tuple of str
+        The columns of ``values``.
+    """
+
+    values: Tensor
+    labels: NDArray[np.int64]
+    names: tuple[str, ...]
+
+    def columns(self, names: tuple[str, ...]) -> Tensor:
+        """Return the values of other columns, 0 (the mean) for those that are not there."""
+        if names == self.names:
+            return self.values
+        known = {name: k for k, name in enumerate(self.names)}
+        out = torch.zeros(len(self.values), len(names), dtype=self.values.dtype)
+        for column, name in enumerate(names):
+            if name in known:
+                out[:, column] = self.values[:, known[name]]
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class VolumePrediction:
+    """A prediction on the study's own grid.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (i, j, k), int32 (int64 where values need it)
+        A label value everywhere in the foreground, the background's elsewhere.
+    uncertainty : ndarray of shape (i, j, k), float16
+        Entropy over its maximum, 0..1.
+    """
+
+    labels: NDArray[Any]
+    uncertainty: NDArray[np.float16]
+
+
+class StudyPredictor:
+    """The probe of one study: told its labels after every stroke, asked for slices and volumes.
+
+    Parameters
+    ----------
+    features : StudyFeatures
+    background : int
+        Label value predicted outside the foreground.
+    spec : ProbeSpec, optional
+    """
+
+    def __init__(self, features: StudyFeatures, background: int = 0, spec: ProbeSpec | None = None) -> None:
+        self.features, self.background = features, background
+        self.probe = Probe(features.values.shape[1], spec)
+        self._rows = _native_rows(features)
+        self._exact = np.abs(np.array(features.source.spacing) - features.grid.spacing[0]).max() < 1e-3
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to predict with."""
+        return bool(self.probe.classes)
+
+    def fit(self, labels: NDArray[Any], others: tuple[LabelledVoxels, ...] = (), steps: int | None = None) -> None:
+        """Fit to everything that is labelled.
+
+        Parameters
+        ----------
+        labels : ndarray of shape (i, j, k), integers
+            On the study's own grid; 0 is unlabelled.
+        others : tuple of LabelledVoxels
+            Of other studies.
+        steps : int, optional
+            See :meth:`Probe.fit`.
+
+        Raises
+        ------
+        BrainMVPError
+            Fewer than two classes are labelled in the foreground.
+        """
+        mine = labelled_voxels(self.features, labels, self._rows)
+        values, found = [mine.values], [mine.labels]
+        for other in others:
+            values.append(other.columns(self.features.names))
+            found.append(other.labels)
+        self.probe.fit(torch.cat(values), np.concatenate(found), steps)
+
+    def predict_slice(self, axis: int, index: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
+        """Predict one plane of the study's own grid.
+
+        Parameters
+        ----------
+        axis, index : int
+            The plane across ``axis`` of (i, j, k).
+
+        Returns
+        -------
+        labels : ndarray of the plane's shape, int32
+        uncertainty : ndarray of the same shape, float16
+        """
+        rows: NDArray[np.int32] = np.take(self._rows, index, axis=axis)
+        inside = rows >= 0
+        found, doubt = self._decide(self.probe.predict(self.features.values[torch.from_numpy(rows[inside]).long()]))
+        labels = np.full(rows.shape, self.background, found.dtype)
+        uncertainty = np.zeros(rows.shape, np.float16)
+        labels[inside], uncertainty[inside] = found, doubt
+        return labels, uncertainty
+
+    def predict_volume(self) -> VolumePrediction:
+        """Predict the whole study on its own grid.
+
+        Where its voxels are those of the features this is a look-up. Elsewhere class probabilities are interpolated
+        before the largest is taken, so that outlines stay smooth.
+        """
+        probabilities = self.probe.predict(self.features.values)
+        found, doubt = self._decide(probabilities)
+        inside = self._rows >= 0
+        uncertainty = np.zeros(self._rows.shape, np.float16)
+        uncertainty[inside] = doubt[self._rows[inside]]
+        labels = np.full(self._rows.shape, self.background, found.dtype)
+        if self._exact:
+            labels[inside] = found[self._rows[inside]]
+            return VolumePrediction(labels, uncertainty)
+        best = np.zeros(self._rows.shape, np.float32)
+        rows = torch.from_numpy(self.features.rows)
+        for value, column in zip(self.probe.classes, probabilities.T, strict=True):
+            volume = torch.zeros(rows.shape)
+            volume[rows >= 0] = column
+            share = resample(volume, self.features.grid, self.features.source).numpy()
+            better = (share > best) & inside
+            labels[better], best[better] = value, share[better]
+        return VolumePrediction(labels, uncertainty)
+
+    def uncertain_slice(self, labels: NDArray[Any], axis: int) -> int:
+        """Return the index of the plane across ``axis`` whose prediction is least certain and that holds no label."""
+        _, doubt = self._decide(self.probe.predict(self.features.values))
+        inside = self._rows >= 0
+        others = tuple(a for a in range(3) if a != axis)
+        sums = np.zeros(self._rows.shape, np.float32)
+        sums[inside] = doubt[self._rows[inside]]
+        score = sums.sum(others)
+        score[(labels != 0).any(others)] *= 0.25
+        return int(score.argmax())
+
+    def _decide(self, probabilities: Tensor) -> tuple[NDArray[Any], NDArray[np.float16]]:
+        """Return the label value and the relative entropy of each row."""
+        values = np.array(self.probe.classes, label_dtype((*self.probe.classes, self.background)))
+        entropy = -torch.xlogy(probabilities, probabilities).sum(1) / np.log(len(values))
+        return values[probabilities.argmax(1).numpy()], entropy.clamp_(0, 1).half().numpy()
+
+
+def labelled_voxels(
+    features: StudyFeatures, labels: NDArray[Any], rows: NDArray[np.int32] | None = None
+) -> LabelledVoxels:
+    """Gather the features of a study's labelled foreground voxels.
+
+    Parameters
+    ----------
+    features : StudyFeatures
+    labels : ndarray of shape ``features.source.shape``, integers
+        0 is unlabelled.
+    rows : ndarray of the same shape, int32, optional
+        The row of each voxel, where the caller has it.
+
+    Raises
+    ------
+    StudyError
+        The labels lie on another grid.
+    """
+    if labels.shape != features.source.shape:
+        raise StudyError(
+            f"The labels have shape {labels.shape}, the study {features.source.shape}: paint on a layer of the study."
+        )
+    rows = _native_rows(features) if rows is None else rows
+    where = np.flatnonzero(labels)
+    chosen = rows.reshape(-1)[where]
+    keep = chosen >= 0
+    values = features.values[torch.from_numpy(chosen[keep]).long()]
+    return LabelledVoxels(values, labels.reshape(-1)[where[keep]].astype(np.int64), features.names)
+
+
+def _native_rows(features: StudyFeatures) -> NDArray[np.int32]:
+    """Return the feature row nearest to each voxel of the study's own grid, -1 outside the foreground."""
+    shifted = torch.from_numpy(features.rows + 1)
+    rows: NDArray[np.int32] = resample(shifted, features.grid, features.source, "nearest").numpy() - 1
+    return np.ascontiguousarray(rows)

@@ -1,0 +1,263 @@
+"""The annotation project: a folder with studies by reference, their classes, labels and history."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from napari_brainmvp.annotation.content import (
+    CLASS_COLORS,
+    LabelClass,
+    ProjectContent,
+    StudyReference,
+    check_classes,
+    default_classes,
+)
+from napari_brainmvp.annotation.history import LabelHistory
+from napari_brainmvp.annotation.lock import ProjectLock
+from napari_brainmvp.errors import FileError, StudyError
+from napari_brainmvp.io import read_scan, read_study, write_image, write_text_atomic
+from napari_brainmvp.study import Study
+
+__all__ = ["AnnotationProject"]
+
+_FILE = "project.json"
+
+
+class AnnotationProject:
+    """An open project. Use :meth:`create` or :meth:`open`, and :meth:`close` in the end.
+
+    Where another window has it open already, it opens read-only: see :attr:`read_only`.
+    """
+
+    def __init__(self, folder: Path, content: ProjectContent, lock: ProjectLock) -> None:
+        self.folder, self._content, self._lock = folder, content, lock
+        self._histories: dict[str, LabelHistory] = {}
+
+    @classmethod
+    def create(cls, folder: str | Path, classes: tuple[LabelClass, ...] = ()) -> AnnotationProject:
+        """Make a project in a folder that does not exist yet or is empty.
+
+        Raises
+        ------
+        FileError
+            The folder holds something else, or cannot be written.
+        """
+        path = Path(folder).expanduser().resolve()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileError(f"{path} is not empty: choose a new folder for the project, or open the one that is there.")
+        content = ProjectContent(classes=check_classes(classes or default_classes()))
+        write_text_atomic(path / _FILE, content.model_dump_json(indent=2) + "\n")
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> AnnotationProject:
+        """Open a project.
+
+        Raises
+        ------
+        FileError
+            There is no project in the folder, or its file is damaged.
+        """
+        path = Path(folder).expanduser().resolve()
+        try:
+            text = (path / _FILE).read_text(encoding="utf-8")
+            content = ProjectContent.model_validate(json.loads(text))
+            check_classes(content.classes)
+        except OSError as error:
+            raise FileError(f"{path} holds no annotation project ({error.strerror}): choose its folder.") from error
+        except (ValidationError, ValueError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise FileError(f"{path / _FILE} is damaged ({why}): correct or restore it.") from error
+        lock = ProjectLock(path)
+        lock.acquire()
+        return cls(path, content, lock)
+
+    def close(self) -> None:
+        """Write snapshots and let others write."""
+        if not self.read_only:
+            for history in self._histories.values():
+                if history.stroke:
+                    history.compact()
+        self._lock.release()
+
+    @property
+    def read_only(self) -> bool:
+        """Whether somebody else has it open for writing."""
+        return not self._lock.held
+
+    @property
+    def owner(self) -> str:
+        """Who has it open for writing, for people."""
+        return self._lock.owner
+
+    @property
+    def classes(self) -> tuple[LabelClass, ...]:
+        """The classes, background first."""
+        return self._content.classes
+
+    @property
+    def background(self) -> LabelClass:
+        """The class that means "nothing of all this"."""
+        return next(c for c in self.classes if c.background)
+
+    @property
+    def studies(self) -> tuple[StudyReference, ...]:
+        """The studies, in the order in which they were added."""
+        return self._content.studies
+
+    def study(self, name: str) -> StudyReference:
+        """Find a study.
+
+        Raises
+        ------
+        StudyError
+            There is none of this name.
+        """
+        for reference in self.studies:
+            if reference.name == name:
+                return reference
+        known = ", ".join(s.name for s in self.studies) or "none"
+        raise StudyError(f"The project has no study {name!r}. There are: {known}.")
+
+    def find(self, study: Study) -> StudyReference | None:
+        """Find the reference of an opened study: by its files, or by its content where it came from none."""
+        paths = {scan.path.resolve() for scan in study.scans.values() if scan.path is not None}
+        for reference in self.studies:
+            files = {self._resolved(p) for p in reference.scans.values()}
+            if reference.grid.same_as(study.grid) and (paths & files or (not paths and self._holds(reference, study))):
+                return reference
+        return None
+
+    def _holds(self, reference: StudyReference, study: Study) -> bool:
+        """Tell whether the project's own copy of a study has the same voxels."""
+        path = self._resolved(reference.scans.get(study.reference, ""))
+        if not path.is_file() or not path.is_relative_to(self.folder):
+            return False
+        scan = study.scans[study.reference]
+        kept, _ = read_scan(path, scan.modality)
+        return kept.data.shape == scan.data.shape and bool(np.array_equal(kept.data, scan.data))
+
+    def add_study(self, study: Study) -> StudyReference:
+        """Add a study by reference; scans that are in no file yet are written into the project.
+
+        The labels that came with the study become its first stroke.
+
+        Raises
+        ------
+        FileError
+            The project is open elsewhere, or cannot be written.
+        """
+        self._writable()
+        name = self._free_name(_study_name(study.name))
+        scans = {}
+        for key, scan in study.scans.items():
+            path = scan.path
+            if path is None or not path.exists():
+                path = write_image(self.folder / "scans" / name / f"{name}_{key}.nii.gz", scan.data, scan.grid)
+            path = path.resolve()
+            inside = path.is_relative_to(self.folder)
+            scans[key] = path.relative_to(self.folder).as_posix() if inside else str(path)
+        affine = tuple(tuple(float(v) for v in row) for row in study.grid.affine)
+        reference = StudyReference(
+            name=name, scans=scans, reference=study.reference, shape=study.grid.shape, affine=affine
+        )
+        self._update(studies=(*self.studies, reference))
+        if study.labels is not None and study.labels.grid.same_as(study.grid):
+            self.know_values(int(v) for v in np.unique(study.labels.data))
+            self.labels(name).record(study.labels.data)
+        return reference
+
+    def read(self, name: str) -> Study:
+        """Read a study's scans.
+
+        Raises
+        ------
+        FileError
+            A scan was moved or deleted.
+        StudyError
+            It lies on another grid than when it was added.
+        """
+        reference = self.study(name)
+        paths = {key: self._resolved(path) for key, path in reference.scans.items()}
+        study = read_study(
+            tuple(paths.values()), modalities=dict(paths), reference=reference.reference, name=reference.name
+        )
+        if not study.grid.same_as(reference.grid):
+            raise StudyError(f"The scans of {name} lie on another grid than when they were added: put them back.")
+        return study
+
+    def labels(self, name: str) -> LabelHistory:
+        """Return the labels of a study, with their history."""
+        if name not in self._histories:
+            self._histories[name] = LabelHistory(self.folder / "labels" / name, self.study(name).shape)
+        return self._histories[name]
+
+    def set_classes(self, classes: tuple[LabelClass, ...]) -> None:
+        """Replace the classes.
+
+        Raises
+        ------
+        StudyError
+            Two have one value or name, or there is not exactly one background.
+        FileError
+            The project is open elsewhere, or cannot be written.
+        """
+        self._update(classes=check_classes(classes))
+
+    def know_values(self, values: Iterable[int]) -> None:
+        """Add a class for every label value that has none yet; values are kept as they are."""
+        known = {c.value for c in self.classes}
+        new = [v for v in sorted(set(values)) if v != 0 and v not in known]
+        if new:
+            start = len(self.classes)
+            added = (
+                LabelClass(value=v, name=f"Label {v}", color=CLASS_COLORS[(start + k) % len(CLASS_COLORS)])
+                for k, v in enumerate(new)
+            )
+            self.set_classes((*self.classes, *added))
+
+    def set_groups(self, groups: Mapping[str, str]) -> None:
+        """Say which class whole studies belong to, by study name; empty for none.
+
+        Raises
+        ------
+        StudyError
+            The project has no study of a name.
+        """
+        for name in groups:
+            self.study(name)
+        self._update(
+            studies=tuple(
+                s.model_copy(update={"group": groups[s.name].strip()}) if s.name in groups else s for s in self.studies
+            )
+        )
+
+    def _resolved(self, path: str) -> Path:
+        return (self.folder / path).resolve()
+
+    def _free_name(self, name: str) -> str:
+        taken = {s.name for s in self.studies}
+        numbered = (f"{name}-{k}" for k in range(2, len(taken) + 3))
+        return name if name not in taken else next(n for n in numbered if n not in taken)
+
+    def _writable(self) -> None:
+        if not self._lock.held or not self._lock.still_held():
+            raise FileError(
+                f"The project {self.folder.name} is open for writing elsewhere ({self.owner}): close it there."
+            )
+
+    def _update(self, **changes: object) -> None:
+        self._writable()
+        content = self._content.model_copy(update=changes)
+        write_text_atomic(self.folder / _FILE, content.model_dump_json(indent=2) + "\n")
+        self._content = content
+
+
+def _study_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100] or "study"

@@ -1,0 +1,284 @@
+"""The *Annotate* panel: a project, its classes, and a prediction that follows the brush."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from napari.utils.notifications import show_error, show_info, show_warning
+from qtpy.QtCore import Signal
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QFileDialog,
+    QGridLayout,
+    QHBoxLayout,
+    QProgressBar,
+    QPushButton,
+    QShortcut,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QCollapsible
+
+from napari_brainmvp.annotation.content import LabelClass
+from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.plugin.annotation_view import AnnotationView
+from napari_brainmvp.plugin.class_table import ClassTable
+from napari_brainmvp.plugin.layers import study_layers
+from napari_brainmvp.plugin.painted import selected_labels
+from napari_brainmvp.plugin.study_panel import StudyPanel
+from napari_brainmvp.plugin.style import heading, main_button, quiet
+from napari_brainmvp.progress import Progress
+from napari_brainmvp.study import Study
+
+__all__ = ["AnnotatePanel"]
+
+_TOOLS = (
+    ("Next slice", "Alt+N", "next_slice", "Go to the slice on which the prediction is least certain."),
+    ("Take over here", "Alt+T", "take_over_part", "Label the predicted part under the cursor as it is predicted."),
+    ("Take over slice", "Alt+Shift+T", "take_over_slice", "Label all of this slice as it is predicted."),
+    ("Grow", "Alt+G", "grow", "Let the class grow from its strokes on this slice, as far as it is predicted."),
+    ("Interpolate", "Alt+I", "interpolate", "Fill the class between the slices on which it is painted."),
+    ("Undo stroke", "Alt+Z", "undo", "Take back the last stroke, also one of an earlier session."),
+    ("Redo stroke", "Alt+Shift+Z", "redo", "Do again what was taken back."),
+    ("Update now", "Alt+P", "update_now", "Predict from the labels as they are."),
+)
+_SWITCHES = (
+    ("live", "Alt+L", "Follow the brush", "Predict after every stroke."),
+    ("uncertainty", "Alt+U", "Show uncertainty", "Bright where the prediction cannot decide."),
+    ("everything", "Alt+A", "Learn from all studies", "Use the strokes on every study of the project."),
+)
+_NAPARI_KEYS = "napari's own: 2 paint, 1 erase, 3 fill, 4 pick, 6 move, [ and ] brush size, V show and hide."
+
+
+class AnnotatePanel(QWidget):
+    """Annotate the study of a Study panel in a project.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    study : StudyPanel
+    """
+
+    opened = Signal()
+    """Emitted when a project was opened or closed."""
+    shown = Signal()
+    """Emitted when a study of the project is ready to be painted on."""
+
+    def __init__(self, viewer: Any, study: StudyPanel) -> None:
+        super().__init__()
+        self._viewer, self._study = viewer, study
+        self.project: AnnotationProject | None = None
+        self.view: AnnotationView | None = None
+        self.new, self.open = QPushButton("New project…"), QPushButton("Open project…")
+        self.title = quiet("A project keeps your strokes, every one of them, from now on.")
+        self.studies = QComboBox()
+        self.start = main_button("Annotate this study")
+        self.classes = ClassTable()
+        self.live, self.uncertainty, self.everything = (QCheckBox(f"{s[2]}  ({s[1]})") for s in _SWITCHES)
+        self.tools: dict[str, QPushButton] = {}
+        self.bar = QProgressBar()
+        self.status = quiet("")
+        self._build()
+        self._refresh()
+
+    def _build(self) -> None:
+        self.studies.setToolTip("Studies of the project: choose one to open it.")
+        self.start.setToolTip("Add the open study to the project, if it is not in it, and paint on it.")
+        self.bar.setTextVisible(False)
+        self.bar.setFixedHeight(8)
+        self.bar.hide()
+        self.live.setChecked(True)
+        files = QHBoxLayout()
+        files.addWidget(self.new)
+        files.addWidget(self.open)
+        grid = QGridLayout()
+        for k, (text, key, name, tip) in enumerate(_TOOLS):
+            button = QPushButton(text)
+            button.setToolTip(f"{tip} ({key})")
+            button.setShortcut(key)
+            button.clicked.connect(lambda _=False, name=name: self._tell(name))
+            self.tools[name] = button
+            grid.addWidget(button, k // 2, k % 2)
+        keys = QCollapsible("Keys")
+        lines = [f"{key}: {text.lower()}" for text, key, _, _ in _TOOLS]
+        lines += [f"{key}: {text.lower()}" for _, key, text, _ in _SWITCHES]
+        keys.addWidget(quiet("\n".join([*lines, "Alt+1 to Alt+9: choose a class", _NAPARI_KEYS])))
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(heading("Annotate"))
+        layout.addLayout(files)
+        for part in (self.title, self.studies, self.start, self.bar, self.status, self.classes):
+            layout.addWidget(part)
+        for box, (_, key, _, tip) in zip((self.live, self.uncertainty, self.everything), _SWITCHES, strict=True):
+            box.setToolTip(tip)
+            box.setShortcut(key)
+            layout.addWidget(box)
+        layout.addLayout(grid)
+        layout.addWidget(keys)
+        self._connect()
+
+    def _connect(self) -> None:
+        self.new.clicked.connect(lambda: self._ask(self.create_project))
+        self.open.clicked.connect(lambda: self._ask(self.open_project))
+        self.start.clicked.connect(lambda: self._try(self.annotate))
+        self.studies.activated.connect(lambda _: self._try(self._open_chosen))
+        self.classes.edited.connect(lambda classes: self._try(lambda: self._edit_classes(classes)))
+        self.classes.chosen.connect(lambda value: self._tell("choose", value))
+        self.live.toggled.connect(lambda on: self._tell("set_live", on))
+        self.uncertainty.toggled.connect(lambda on: self._tell("show_uncertainty", on))
+        self.everything.toggled.connect(lambda on: self._tell("learn_from_all", on))
+        self._study.changed.connect(self._refresh)
+        for row in range(9):
+            shortcut = QShortcut(QKeySequence(f"Alt+{row + 1}"), self)
+            shortcut.activated.connect(lambda row=row: self.classes.choose(row))
+
+    def create_project(self, folder: Path) -> None:
+        """Make a project in a new or empty folder and open it."""
+        self._set_project(AnnotationProject.create(folder))
+
+    def open_project(self, folder: Path) -> None:
+        """Open a project; read-only, and with a word about it, where another window has it open."""
+        self._set_project(AnnotationProject.open(folder))
+        assert self.project is not None
+        if self.project.read_only:
+            show_warning(
+                f"The project {self.project.folder.name} is already open for writing ({self.project.owner}). "
+                "Here you can look at it; close it there to paint here."
+            )
+
+    def _set_project(self, project: AnnotationProject) -> None:
+        self.close_project()
+        self.project = project
+        self._refresh()
+        self.opened.emit()
+
+    def close_project(self) -> None:
+        """Save, let go of the lock, and leave the layers as they are."""
+        if self.view is not None:
+            self.view.close()
+            self.view = None
+        if self.project is not None:
+            self.project.close()
+            self.project = None
+
+    def annotate(self) -> None:
+        """Paint on the study that is open in the viewer."""
+        if self.project is None:
+            raise BrainMVPError("There is no project yet: make a new one or open one.")
+        study = self._study.study()()
+        reference = self.project.find(study)
+        if reference is None:
+            named = replace(study, name=_name_of(study))
+            reference = self.project.add_study(selected_labels(self._viewer, named))
+        if self.view is not None:
+            self.view.close()
+        self.view = view = AnnotationView(self._viewer, self.project, reference, study, self._study.frame())
+        view.said.connect(self.status.setText)
+        view.refused.connect(self._refused)
+        view.progressed.connect(self._progressed)
+        view.closed.connect(self._layer_gone)
+        view.changed.connect(self._refresh_tools)
+        self._refresh()
+        view.learn_from_all(self.everything.isChecked())
+        view.set_live(self.live.isChecked())
+        view.show_uncertainty(self.uncertainty.isChecked())
+        view.start()
+        self.shown.emit()
+
+    def _open_chosen(self) -> None:
+        """Open a study of the project in the viewer, in place of what is there, and annotate it."""
+        if self.project is None or not self.studies.currentData():
+            return
+        study = self.project.read(self.studies.currentData())
+        if self.view is not None:
+            self.view.close()
+            self.view = None
+        self._viewer.layers.clear()
+        for data, options, kind in study_layers(study):
+            getattr(self._viewer, f"add_{kind}")(data, **options)
+        self.annotate()
+
+    def _edit_classes(self, classes: tuple[LabelClass, ...]) -> None:
+        if self.project is None:
+            return
+        try:
+            self.project.set_classes(classes)
+        finally:
+            self._refresh()
+        if self.view is not None:
+            self.view.recolor()
+
+    def _tell(self, what: str, *values: object) -> None:
+        """Tell the study that is being annotated, if one is."""
+        if self.view is not None:
+            action = getattr(self.view, what)
+            self._try(lambda: action(*values))
+
+    def _try(self, action: Callable[[], object]) -> None:
+        """Do something; what the user can put right is said, not raised."""
+        try:
+            action()
+        except BrainMVPError as error:
+            self._refused(str(error))
+
+    def _ask(self, action: Callable[[Path], None]) -> None:
+        name = QFileDialog.getExistingDirectory(self, "The project's folder")
+        if name:
+            self._try(lambda: action(Path(name)))
+
+    def _refused(self, message: str) -> None:
+        self.status.setText(message)
+        show_error(message)
+
+    def _progressed(self, progress: Progress) -> None:
+        self.bar.setVisible(progress.step != "")
+        self.bar.setRange(0, progress.total)
+        self.bar.setValue(progress.done)
+        if progress.step:
+            self.status.setText(f"{progress.step}…")
+
+    def _layer_gone(self) -> None:
+        self.view = None
+        self._refresh()
+        show_info("The annotation layer was removed. Its strokes are in the project.")
+
+    def _refresh(self) -> None:
+        project = self.project
+        self.start.setEnabled(project is not None and bool(self._study.assigned()))
+        self.studies.setVisible(project is not None and bool(project.studies))
+        self.classes.setVisible(project is not None)
+        if project is not None:
+            note = "  –  read-only, open elsewhere" if project.read_only else ""
+            self.title.setText(f"{project.folder}{note}")
+            self.classes.show_classes(project.classes, not project.read_only)
+            self.studies.clear()
+            self.studies.addItem("Open a study of the project…", "")
+            for reference in project.studies:
+                self.studies.addItem(reference.name, reference.name)
+            if self.view is not None:
+                self.studies.setCurrentIndex(self.studies.findData(self.view.name))
+        self._refresh_tools()
+
+    def _refresh_tools(self) -> None:
+        view = self.view
+        for name, button in self.tools.items():
+            button.setEnabled(view is not None and view.can(name))
+
+    def abandon(self) -> None:
+        """Save and let go because the window closes."""
+        self.close_project()
+
+
+def _name_of(study: Study) -> str:
+    """Name a study by the folder its scans lie in; by its subject in a BIDS tree."""
+    paths = [scan.path for scan in study.scans.values() if scan.path is not None]
+    if not paths:
+        return study.name
+    folder = paths[0].resolve().parent
+    return folder.parent.name if folder.name in ("anat", "dwi", "swi", "angio") else folder.name

@@ -1,0 +1,292 @@
+"""One study being annotated: its three layers, and what the panel's buttons do to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qtpy.QtCore import QObject, Signal
+
+from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
+from napari_brainmvp.annotation.content import StudyReference
+from napari_brainmvp.annotation.history import label_dtype
+from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.errors import BrainMVPError, StudyError
+from napari_brainmvp.plugin.layers import KEY, Frame, LayerOrigin
+from napari_brainmvp.plugin.live_probe import LiveProbe, Plane, labelled_elsewhere
+from napari_brainmvp.plugin.painted import PaintedLayer, add_label_layer, add_map_layer, class_colors, native
+from napari_brainmvp.plugin.work import Work
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
+from napari_brainmvp.study import Study
+
+__all__ = ["AnnotationView"]
+
+_WRITES = ("take_over_part", "take_over_slice", "grow", "interpolate", "undo", "redo")
+_PREDICTS = ("next_slice", "take_over_part", "take_over_slice", "grow")
+
+
+class AnnotationView(QObject):
+    """The layers *Annotation*, *Prediction* and *Uncertainty* of a study.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    project : AnnotationProject
+    reference : StudyReference
+        The study in the project.
+    study : Study
+        Its scans.
+    frame : ndarray of shape (4, 4)
+        In which the viewer shows it.
+
+    Raises
+    ------
+    FileError
+        The labels in the project are damaged.
+    StudyError
+        The study is shown interpolated.
+    """
+
+    said = Signal(str)
+    refused = Signal(str)
+    progressed = Signal(object)
+    changed = Signal()
+    closed = Signal()
+
+    def __init__(
+        self, viewer: Any, project: AnnotationProject, reference: StudyReference, study: Study, frame: Frame
+    ) -> None:
+        super().__init__()
+        self._viewer, self._project, self.name = viewer, project, reference.name
+        self._live = True
+        self._others: Work | None = None
+        history = project.labels(reference.name)
+        grid, classes = study.grid, project.classes
+        values = (*(c.value for c in classes), int(history.labels.min()), int(history.labels.max()))
+        labels = history.labels.astype(label_dtype(values))
+        prediction = np.zeros(grid.shape, labels.dtype)
+        doubt = np.zeros(grid.shape, np.float16)
+        self._uncertainty = add_map_layer(viewer, doubt, grid, frame, "Uncertainty")
+        self._prediction = add_label_layer(viewer, prediction, grid, frame, "Prediction", classes)
+        self._prediction.opacity = 0.35
+        self._prediction.editable = False
+        self.layer = add_label_layer(viewer, labels, grid, frame, f"Annotation {reference.name}", classes)
+        self.layer.opacity = 0.75
+        self.layer.brush_size = 3
+        self.layer.n_edit_dimensions = 2
+        self.layer.editable = not project.read_only
+        self._painted = PaintedLayer(self.layer, history) if not project.read_only else None
+        self.probe = LiveProbe(study, project.background.value, prediction, doubt)
+        self._connect()
+
+    def _connect(self) -> None:
+        probe = self.probe
+        probe.prepared.connect(self._features_ready)
+        probe.progressed.connect(self.progressed)
+        probe.updated.connect(self._show)
+        probe.failed.connect(self._wait_for_more)
+        probe.crashed.connect(self._crashed)
+        if self._painted is not None:
+            self._painted.saved.connect(self._stroke)
+            self._painted.failed.connect(self.refused)
+        self._viewer.layers.events.removed.connect(self._removed)
+
+    def start(self) -> None:
+        """Select the brush and compute the features."""
+        self._viewer.layers.selection = {self.layer}
+        if self._painted is not None:
+            self.layer.mode = "paint"
+        self.said.emit("Reading the study…")
+        self.probe.prepare()
+        self.changed.emit()
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """What is painted, on the study's own grid (i, j, k): a view of the layer's data."""
+        return native(self.layer)
+
+    def can(self, tool: str) -> bool:
+        """Tell whether a tool can be used now."""
+        if tool in _WRITES and self._painted is None:
+            return False
+        return not (tool in _PREDICTS and not self.probe.ready)
+
+    def choose(self, value: int) -> None:
+        """Paint this class."""
+        self.layer.selected_label = value
+        if self._painted is not None and str(self.layer.mode) not in ("paint", "fill", "polygon"):
+            self.layer.mode = "paint"
+
+    def set_live(self, on: bool) -> None:
+        """Follow the brush, or wait for *Update now*."""
+        self._live = on
+        if on:
+            self._predict_if_labelled()
+
+    def show_uncertainty(self, on: bool) -> None:
+        """Show or hide the uncertainty."""
+        self._uncertainty.visible = on
+
+    def learn_from_all(self, on: bool) -> None:
+        """Use the strokes of all studies of the project, or of this one only."""
+        if not on:
+            self.probe.others = ()
+            self._predict_if_labelled()
+            return
+        project, name = self._project, self.name
+
+        def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
+            return labelled_elsewhere(project, name, progress, cancel)
+
+        self._others = work = Work(run)
+        work.progressed.connect(self.progressed)
+        work.done.connect(self._learn)
+        work.failed.connect(self.refused)
+        work.crashed.connect(self._crashed)
+        work.start()
+
+    def _learn(self, others: Any) -> None:
+        self.probe.others = others
+        self.progressed.emit(Progress(""))
+        self.said.emit(f"Learning from {len(others)} other studies, too.")
+        self._predict_if_labelled()
+
+    def update_now(self) -> None:
+        """Predict from the labels as they are."""
+        self.probe.update(self.labels, self._plane())
+
+    def _predict_if_labelled(self) -> None:
+        if self._live and self.probe.predictor is not None and (self.labels.any() or self.probe.others):
+            self.update_now()
+
+    def _stroke(self, changed: int) -> None:
+        self.changed.emit()
+        if self._live:
+            self.probe.update(self.labels, self._plane())
+
+    def _features_ready(self) -> None:
+        self.progressed.emit(Progress(""))
+        self.said.emit("Ready: paint a stroke of each class, some background among them.")
+        self._predict_if_labelled()
+
+    def _wait_for_more(self, message: str) -> None:
+        self.progressed.emit(Progress(""))
+        self.said.emit(message)
+
+    def _crashed(self, error: Exception) -> None:
+        self.said.emit("Something went wrong; see the notification.")
+        raise error
+
+    def _show(self, whole: bool) -> None:
+        self._prediction.refresh()
+        if self._uncertainty.visible:
+            self._uncertainty.refresh()
+        if whole:
+            self.said.emit("The prediction follows your strokes. Correct it where it is wrong.")
+            self.changed.emit()
+
+    def next_slice(self) -> None:
+        """Go to the least certain slice along the axis one looks along."""
+        plane = self._need_plane()
+        predictor = self.probe.predictor
+        assert predictor is not None
+        index = predictor.uncertain_slice(self.labels, plane.axis)
+        axis = self._shown_axis(plane.axis)
+        point = np.array(self.layer.world_to_data(self._viewer.dims.point), float)
+        point[axis] = index
+        self._viewer.dims.set_point(range(3), self.layer.data_to_world(point))
+        self.said.emit(f"Slice {index}: here the prediction is least certain.")
+
+    def take_over_part(self) -> None:
+        """Label the predicted part under the cursor as it is predicted."""
+        plane = self._need_plane()
+        index = [round(float(v)) for v in self.layer.world_to_data(self._viewer.cursor.position)]
+        origin = self.layer.metadata[KEY]
+        at = np.zeros(3, int)
+        at[list(origin.order)] = index[::-1]
+        inside = np.delete(at, plane.axis)
+        shape = plane.of(self.labels).shape
+        if (inside < 0).any() or (inside >= shape).any():
+            raise StudyError("Point at a predicted part of this slice first.")
+        count = take_over(plane.of(self.labels), plane.of(self.probe.prediction), (int(inside[0]), int(inside[1])))
+        self._wrote(count)
+
+    def take_over_slice(self) -> None:
+        """Label all of this slice as it is predicted."""
+        plane = self._need_plane()
+        self._wrote(take_over(plane.of(self.labels), plane.of(self.probe.prediction)))
+
+    def grow(self) -> None:
+        """Let the chosen class grow on this slice."""
+        plane, probe = self._need_plane(), self.probe
+        value = int(self.layer.selected_label)
+        self._wrote(grow(plane.of(self.labels), plane.of(probe.prediction), plane.of(probe.uncertainty), value))
+
+    def interpolate(self) -> None:
+        """Fill the chosen class between slices."""
+        self._wrote(interpolate_slices(self.labels, int(self.layer.selected_label), self._need_plane().axis))
+
+    def undo(self) -> None:
+        """Take back the last stroke."""
+        self._step(back=True)
+
+    def redo(self) -> None:
+        """Do again what was taken back."""
+        self._step(back=False)
+
+    def _step(self, back: bool) -> None:
+        assert self._painted is not None
+        self._painted.save()
+        history = self._painted.history
+        if not (history.undo() if back else history.redo()):
+            self.said.emit("There is nothing to undo." if back else "There is nothing to redo.")
+            return
+        self._painted.show_history()
+        self.changed.emit()
+        if self._live:
+            self.update_now()
+
+    def recolor(self) -> None:
+        """Show the classes' colours as they are now."""
+        for layer in (self.layer, self._prediction):
+            layer.colormap = class_colors(self._project.classes)
+
+    def close(self) -> None:
+        """Save and let go of the layers."""
+        self._viewer.layers.events.removed.disconnect(self._removed)
+        self.probe.abandon()
+        if self._others is not None:
+            self._others.abandon()
+        if self._painted is not None:
+            self._painted.close()
+
+    def _removed(self, event: Any) -> None:
+        if event.value is self.layer:
+            self.close()
+            self.closed.emit()
+
+    def _wrote(self, count: int) -> None:
+        assert self._painted is not None
+        self.layer.refresh()
+        self._painted.save()
+        self.said.emit(f"{count} voxels labelled.")
+
+    def _plane(self) -> Plane | None:
+        """Return the slice one looks at; None in 3D."""
+        if self._viewer.dims.ndisplay != 2:
+            return None
+        axis = self._viewer.dims.order[0]
+        index = round(float(self.layer.world_to_data(self._viewer.dims.point)[axis]))
+        return Plane(self.layer.metadata[KEY].order[2 - axis], int(np.clip(index, 0, self.layer.data.shape[axis] - 1)))
+
+    def _need_plane(self) -> Plane:
+        plane = self._plane()
+        if plane is None:
+            raise BrainMVPError("This works on a slice: leave the 3D view first.")
+        return plane
+
+    def _shown_axis(self, axis: int) -> int:
+        """Return the layer's axis of an axis of (i, j, k)."""
+        origin: LayerOrigin = self.layer.metadata[KEY]
+        return 2 - origin.order.index(axis)

@@ -1,0 +1,120 @@
+"""The classes of a project: colour, name, number; the chosen one is what the brush paints."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import (
+    QColorDialog,
+    QHBoxLayout,
+    QHeaderView,
+    QPushButton,
+    QTableWidget,
+    QTableWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_brainmvp.annotation.content import LabelClass
+from napari_brainmvp.plugin.style import swatch
+
+__all__ = ["ClassTable"]
+
+_NEW_COLORS = ("#f2c14e", "#2fbf9b", "#9b6dd6", "#e07a3f", "#6fb98f", "#c06c84", "#d1495b")
+
+
+class ClassTable(QWidget):
+    """A table with one row per class; names are edited in place, colours by a double click."""
+
+    chosen = Signal(int)
+    """Emits the label value of the row that was chosen."""
+    edited = Signal(object)
+    """Emits the tuple of classes as the user wants them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes: tuple[LabelClass, ...] = ()
+        self.table = QTableWidget(0, 3)
+        self.table.setHorizontalHeaderLabels(["Class", "Number", "Key"])
+        self.table.verticalHeader().hide()
+        self.table.setShowGrid(False)
+        self.table.setSelectionBehavior(QTableWidget.SelectionBehavior.SelectRows)
+        self.table.setSelectionMode(QTableWidget.SelectionMode.SingleSelection)
+        self.table.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.table.setToolTip("The chosen class is what the brush paints. Click its name again to edit it.")
+        self.table.horizontalHeader().setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+        self.table.setColumnWidth(1, 70)
+        self.table.setColumnWidth(2, 60)
+        self.add = QPushButton("Add class")
+        self.recolor = QPushButton("Colour…")
+        row = QHBoxLayout()
+        row.addWidget(self.add)
+        row.addWidget(self.recolor)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.table)
+        layout.addLayout(row)
+        self.table.itemSelectionChanged.connect(self._choose)
+        self.table.itemChanged.connect(self._rename)
+        self.add.clicked.connect(self._add)
+        self.recolor.clicked.connect(self._recolor)
+
+    def show_classes(self, classes: tuple[LabelClass, ...], editable: bool) -> None:
+        """Fill the table; the chosen row stays."""
+        row = max(0, self.table.currentRow())
+        self.classes = classes
+        self.table.blockSignals(True)
+        self.table.setRowCount(len(classes))
+        for index, entry in enumerate(classes):
+            name = QTableWidgetItem(swatch(entry.color), entry.name)
+            name.setToolTip("What is none of the others: paint some of it, too." if entry.background else "")
+            cells = (name, QTableWidgetItem(str(entry.value)), QTableWidgetItem(f"Alt+{index + 1}" * (index < 9)))
+            for column, item in enumerate(cells):
+                flags = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable
+                item.setFlags(flags | Qt.ItemFlag.ItemIsEditable if column == 0 and editable else flags)
+                self.table.setItem(index, column, item)
+            self.table.setRowHeight(index, 26)
+        self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 26 * len(classes) + 6)
+        self.table.blockSignals(False)
+        for button in (self.add, self.recolor):
+            button.setEnabled(editable)
+        if classes:
+            self.choose(min(row, len(classes) - 1))
+
+    def choose(self, row: int) -> None:
+        """Choose a row, as a click does."""
+        if row < len(self.classes):
+            self.table.selectRow(row)
+            self._choose()
+
+    def value(self) -> int:
+        """Return the label value of the chosen class; 0 without any."""
+        row = self.table.currentRow()
+        return self.classes[row].value if 0 <= row < len(self.classes) else 0
+
+    def _choose(self) -> None:
+        if self.value():
+            self.chosen.emit(self.value())
+
+    def _change(self, row: int, **changes: str) -> None:
+        classes = list(self.classes)
+        classes[row] = classes[row].model_copy(update=changes)
+        self.edited.emit(tuple(classes))
+
+    def _rename(self, item: QTableWidgetItem) -> None:
+        name = item.text().strip()
+        if item.column() == 0 and name and name != self.classes[item.row()].name:
+            self._change(item.row(), name=name)
+
+    def _recolor(self) -> None:
+        row = self.table.currentRow()
+        if row < 0:
+            return
+        color = QColorDialog.getColor(QColor(self.classes[row].color), self)
+        if color.isValid():
+            self._change(row, color=color.name())
+
+    def _add(self) -> None:
+        value = max((c.value for c in self.classes if c.value > 0), default=0) + 1
+        color = _NEW_COLORS[len(self.classes) % len(_NEW_COLORS)]
+        self.edited.emit((*self.classes, LabelClass(value=value, name=f"Class {value}", color=color)))

@@ -1,0 +1,287 @@
+"""The Annotate panel in a real viewer: strokes, corrections, a killed viewer, two windows on one project."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+from vispy.app.canvas import MouseEvent
+
+from annotation_for_tests import SHAPE, lesion_study, strokes, truth
+from napari_brainmvp.annotation.history import LabelHistory
+from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.plugin.layers import study_layers
+from napari_brainmvp.plugin.painted import native
+from napari_brainmvp.plugin.widget import BrainMVPWidget
+from napari_brainmvp.study import Grid, Study
+
+TESTS = Path(__file__).parent
+MIDDLE = SHAPE[2] // 2
+
+
+@pytest.fixture
+def viewer(make_napari_viewer, home):
+    return make_napari_viewer(show=True)
+
+
+def open_study(viewer, made: Study, labels=False) -> None:
+    for data, options, kind in study_layers(made):
+        if kind == "image" or labels:
+            getattr(viewer, f"add_{kind}")(data, **options)
+
+
+@pytest.fixture
+def panel(viewer, qtbot, tmp_path):
+    widget = BrainMVPWidget(viewer)
+    qtbot.addWidget(widget)
+    widget.show()
+    widget.tabs.setCurrentIndex(1)
+    open_study(viewer, lesion_study(tmp_path))
+    panel = widget.annotate
+    panel.keep = widget
+    panel.create_project(tmp_path / "project")
+    yield panel
+    panel.abandon()
+
+
+@pytest.fixture
+def view(panel, qtbot):
+    """The panel's view of the study, features computed, one slice of strokes painted."""
+    begin(panel, qtbot)
+    return panel.view
+
+
+def begin(panel, qtbot) -> None:
+    qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
+    assert panel.view is not None, panel.status.text()
+    qtbot.waitUntil(lambda: panel.view.probe.predictor is not None, timeout=90_000)
+    panel._viewer.dims.set_point(0, panel.view.layer.data_to_world((MIDDLE, 0, 0))[0])
+
+
+def stroke(panel, qtbot, value: int) -> None:
+    """Choose the class by its row and paint with the layer's brush, as a drag of the mouse does."""
+    panel.classes.choose(value - 1)
+    layer = panel.view.layer
+    layer.brush_size = 3
+    points = np.argwhere(strokes() == value)[::3]
+    with layer.block_history():
+        for i, j, k in points:
+            layer.paint((k, j, i), layer.selected_label)
+    layer.events.paint(value=[])
+
+
+def both(panel, qtbot) -> None:
+    with qtbot.waitSignal(panel.view.probe.updated, timeout=60_000, check_params_cb=lambda whole: whole):
+        stroke(panel, qtbot, 2)
+        stroke(panel, qtbot, 1)
+
+
+def overlap(found: np.ndarray, true: np.ndarray) -> float:
+    return 2 * (found & true).sum() / (found.sum() + true.sum())
+
+
+def test_strokes_become_a_prediction_and_are_corrected(panel, view, viewer, qtbot):
+    shown = []
+    view.probe.updated.connect(shown.append)
+    with qtbot.waitSignal(view.probe.updated, timeout=60_000, check_params_cb=lambda whole: whole):
+        stroke(panel, qtbot, 2)
+        qtbot.waitUntil(lambda: "two classes" in panel.status.text(), timeout=60_000)
+        stroke(panel, qtbot, 1)
+    assert False in shown  # the visible slice came first
+    prediction = native(viewer.layers["Prediction"])
+    assert prediction.shape == SHAPE
+    assert overlap(prediction == 2, truth() == 2) > 0.6
+    layer = viewer.layers["Annotation case"]
+    spot = np.argwhere((prediction == 2) & (truth() == 1))
+    i, j, k = spot[len(spot) // 2]
+    panel.classes.choose(0)
+    with qtbot.waitSignal(view.probe.updated, timeout=60_000, check_params_cb=lambda whole: whole):
+        layer.paint((k, j, i), 1)
+        layer.events.paint(value=[])
+    assert prediction[i, j, k] == 1
+    np.testing.assert_array_equal(panel.project.labels("case").labels, native(layer))
+
+
+def test_the_mouse_paints_on_the_canvas(panel, view, viewer, qtbot):
+    panel.classes.choose(1)
+    canvas = viewer.window._qt_viewer.canvas
+    middle = np.array(canvas._scene_canvas.size) // 2
+
+    def send(kind: str, offset: float) -> None:
+        options = {"pos": tuple(middle + offset), "button": 1, "buttons": [1]}
+        event = MouseEvent(type=kind, **options)
+        getattr(canvas, f"_on_{kind}")(event) if hasattr(canvas, f"_on_{kind}") else None
+        getattr(canvas._scene_canvas.events, kind)(event)
+
+    send("mouse_press", 0)
+    for step in range(1, 8):
+        send("mouse_move", 4 * step)
+    send("mouse_release", 28)
+    qtbot.waitUntil(lambda: (panel.project.labels("case").labels == 2).any(), timeout=5_000)
+
+
+def test_keys_choose_classes_and_tools(panel, view, qtbot):
+    both(panel, qtbot)
+    listed = {button.shortcut().toString() for button in panel.tools.values()}
+    assert {"Alt+N", "Alt+T", "Alt+G", "Alt+I", "Alt+Z"} <= listed
+    layer = view.layer
+    before = int((layer.data == 2).sum())
+    panel.classes.choose(1)
+    panel.tools["grow"].click()
+    grown = int((layer.data == 2).sum())
+    assert grown > before
+    panel.tools["undo"].click()
+    assert int((layer.data == 2).sum()) == before
+    panel.tools["redo"].click()
+    assert int((layer.data == 2).sum()) == grown
+    panel.tools["take_over_slice"].click()
+    assert (native(layer)[..., MIDDLE] != 0).all()
+    panel.tools["next_slice"].click()
+    assert "least certain" in panel.status.text()
+    index = round(float(layer.world_to_data(panel._viewer.dims.point)[0]))
+    assert index != MIDDLE
+    panel.uncertainty.setChecked(True)
+    assert panel._viewer.layers["Uncertainty"].visible
+    panel.tools["take_over_slice"].click()
+    panel.tools["interpolate"].click()
+    assert "voxels labelled" in panel.status.text()
+    np.testing.assert_array_equal(panel.project.labels("case").labels, native(layer))
+
+
+@pytest.mark.parametrize("change", ["translate", "scale", "shape"])
+def test_a_layer_that_was_moved_is_refused_and_nothing_is_lost(panel, view, qtbot, change):
+    both(panel, qtbot)
+    saved = panel.project.labels("case").labels.copy()
+    layer = view.layer
+    if change == "translate":
+        layer.translate = (0, 0, 5)
+    elif change == "scale":
+        layer.scale = (1, 2, 1)
+    else:
+        layer.data = np.ones((3, 4, 5), np.int32)
+    layer.events.paint(value=[])
+    assert "Nothing was saved or resampled" in panel.status.text()
+    np.testing.assert_array_equal(panel.project.labels("case").labels, saved)
+
+
+def test_a_selected_labels_layer_on_another_grid_is_refused(panel, viewer, qtbot):
+    stranger = viewer.add_labels(np.ones((5, 6, 7), int), name="stranger")
+    viewer.layers.selection = {stranger}
+    qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
+    assert "never resampled" in panel.status.text()
+    assert panel.view is None
+    assert panel.project.studies == ()
+
+
+def test_a_selected_labels_layer_is_where_one_begins(panel, viewer, qtbot):
+    made = lesion_study()
+    odd = truth().astype(np.int64) * -3
+    data, options, _ = study_layers(Study("x", made.scans, labels=type(made.labels)(odd, made.grid)))[-1]
+    viewer.layers.selection = {viewer.add_labels(data.copy(), **options)}
+    begin(panel, qtbot)
+    np.testing.assert_array_equal(panel.project.labels("case").labels, odd)
+    assert {c.value for c in panel.project.classes} == {1, 2, -3, -6}
+    np.testing.assert_array_equal(native(panel.view.layer), odd)
+
+
+def test_opening_the_project_again_restores_the_strokes(panel, view, viewer, qtbot, tmp_path):
+    both(panel, qtbot)
+    saved = native(view.layer).copy()
+    panel.close_project()
+    viewer.layers.clear()
+    panel.open_project(tmp_path / "project")
+    panel.studies.setCurrentIndex(panel.studies.findData("case"))
+    panel.studies.activated.emit(panel.studies.currentIndex())
+    assert panel.view is not None, panel.status.text()
+    np.testing.assert_array_equal(native(panel.view.layer), saved)
+    qtbot.waitUntil(lambda: panel.view.probe.ready and not panel.view.probe.busy, timeout=60_000)
+    assert (native(viewer.layers["Prediction"]) == 2).any()
+
+
+def test_a_second_window_is_told_and_cannot_paint(panel, view, make_napari_viewer, qtbot, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("napari.utils.notifications.notification_manager.dispatch", seen.append)
+    other = make_napari_viewer()
+    second = BrainMVPWidget(other)
+    qtbot.addWidget(second)
+    open_study(other, lesion_study(tmp_path))
+    second.annotate.open_project(tmp_path / "project")
+    assert any("already open for writing" in n.message for n in seen)
+    assert "read-only" in second.annotate.title.text()
+    begin(second.annotate, qtbot)
+    assert not second.annotate.view.layer.editable
+    assert not second.annotate.tools["undo"].isEnabled()
+    second.annotate.abandon()
+
+
+def test_removing_the_layer_keeps_the_strokes(panel, view, viewer, qtbot):
+    both(panel, qtbot)
+    saved = native(view.layer).copy()
+    viewer.layers.remove(view.layer)
+    assert panel.view is None
+    np.testing.assert_array_equal(panel.project.labels("case").labels, saved)
+
+
+CRASH = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+import napari
+from pathlib import Path
+from annotation_for_tests import lesion_study
+from qtpy.QtWidgets import QApplication
+from napari_brainmvp.plugin.layers import study_layers
+folder = Path(sys.argv[1])
+viewer = napari.Viewer(show=False)
+_, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
+for data, options, kind in study_layers(lesion_study(folder)):
+    viewer.add_image(data, **options)
+widget.annotate.create_project(folder / "project")
+widget.annotate.annotate()
+layer = widget.annotate.view.layer
+with layer.block_history():  # the button is held down and never let go
+    for step in range(10**6):
+        layer.paint((step // 30 % 36, 10 + step % 30, 20), 2)
+        print(step, time.time(), flush=True)
+        until = time.monotonic() + 0.05
+        while time.monotonic() < until:
+            QApplication.processEvents()
+"""
+
+
+def test_a_viewer_killed_within_a_stroke_loses_two_seconds_at_most(home, tmp_path):
+    command = [sys.executable, "-c", CRASH, str(tmp_path), str(TESTS)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    lines = [process.stdout.readline()]
+    started = time.monotonic()
+    while time.monotonic() - started < 6:
+        lines.append(process.stdout.readline())
+    killed = time.time()
+    process.kill()
+    lines += process.stdout.read().splitlines()
+    process.wait()
+    labels = LabelHistory(tmp_path / "project" / "labels" / "case", SHAPE).labels
+    project = AnnotationProject.open(tmp_path / "project")
+    assert not project.read_only  # a dead window's lock is stale
+    project.close()
+    for line in (said.split() for said in lines if len(said.split()) == 2):
+        step, painted = int(line[0]), float(line[1])
+        if painted < killed - 2:
+            assert labels[20, 10 + step % 30, step // 30 % 36] == 2
+
+
+def test_an_anisotropic_study_with_other_axes(panel, viewer, qtbot, tmp_path):
+    viewer.layers.clear()
+    affine = np.array([[0, 0, 1.5, -30], [-0.8, 0, 0, 20], [0, -1, 0, 30], [0, 0, 0, 1.0]])
+    made = lesion_study(tmp_path, "turned", affine=affine)
+    open_study(viewer, made)
+    begin(panel, qtbot)
+    view = panel.view
+    assert made.grid.same_as(Grid(SHAPE, affine))
+    native(view.layer)[...] = strokes()
+    with qtbot.waitSignal(view.probe.updated, timeout=60_000, check_params_cb=lambda whole: whole):
+        view.layer.events.paint(value=[])
+    assert overlap(native(viewer.layers["Prediction"]) == 2, truth() == 2) > 0.6
+    np.testing.assert_array_equal(panel.project.labels("turned").labels, strokes())

@@ -1,0 +1,430 @@
+"""Annotation without a window: the probe, the project folder, and what survives a killed process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from annotation_for_tests import SHAPE, lesion_study, strokes, truth
+from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
+from napari_brainmvp.annotation.content import LabelClass, default_classes
+from napari_brainmvp.annotation.export import export_dataset
+from napari_brainmvp.annotation.features import compute_features
+from napari_brainmvp.annotation.history import LabelHistory
+from napari_brainmvp.annotation.participants import export_participants, import_participants
+from napari_brainmvp.annotation.prediction import StudyPredictor, labelled_voxels
+from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.annotation.ranking import rank_studies, summarise
+from napari_brainmvp.annotation.store import FeatureStore
+from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
+from napari_brainmvp.io import find_studies, read_label_map, read_study
+from napari_brainmvp.models import find_model, load_model
+from napari_brainmvp.progress import CancelToken
+from napari_brainmvp.study import LabelMap
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(find_model())
+
+
+@pytest.fixture(scope="module")
+def features(model):
+    return compute_features(lesion_study(), model)
+
+
+def overlap(found: np.ndarray, true: np.ndarray) -> float:
+    return 2 * (found & true).sum() / (found.sum() + true.sum())
+
+
+def test_two_strokes_find_the_lesion_in_the_volume(features):
+    predictor = StudyPredictor(features, background=1)
+    predictor.fit(strokes())
+    volume = predictor.predict_volume()
+    assert volume.labels.shape == SHAPE
+    assert set(np.unique(volume.labels)) == {1, 2}
+    assert overlap(volume.labels == 2, truth() == 2) > 0.7
+    assert volume.uncertainty.max() <= 1
+    for axis in range(3):
+        labels, doubt = predictor.predict_slice(axis, 17)
+        np.testing.assert_array_equal(labels, volume.labels.take(17, axis))
+        np.testing.assert_array_equal(doubt, volume.uncertainty.take(17, axis))
+
+
+def test_the_same_strokes_give_the_same_prediction(features):
+    found = []
+    for _ in range(2):
+        predictor = StudyPredictor(features, background=1)
+        predictor.fit(strokes())
+        predictor.fit(strokes(), steps=5)
+        found.append(predictor.predict_volume().labels)
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    "affine", [np.array([[0, 0, 1.5, -30], [-0.8, 0, 0, 20], [0, -1, 0, 30], [0, 0, 0, 1.0]]), np.diag([1, 1, 3, 1.0])]
+)
+def test_other_voxels_and_orders_of_axes(model, affine):
+    """The probe works at 1 mm in RAS; labels and predictions stay on the study's own voxels."""
+    study = lesion_study(affine=affine)
+    predictor = StudyPredictor(compute_features(study, model), background=1)
+    predictor.fit(strokes())
+    volume = predictor.predict_volume()
+    assert volume.labels.shape == SHAPE
+    assert overlap(volume.labels == 2, truth() == 2) > 0.6
+
+
+@pytest.mark.parametrize(("few", "many"), [(-7, 2**40), (3, 5)])
+def test_any_integers_can_be_classes(features, few, many):
+    labels = np.where(strokes() == 1, few, np.where(strokes() == 2, many, 0))
+    predictor = StudyPredictor(features, background=few)
+    predictor.fit(labels)
+    assert set(np.unique(predictor.predict_volume().labels)) == {few, many}
+
+
+@pytest.mark.parametrize("labels", [np.zeros(SHAPE, int), np.where(strokes() == 2, 2, 0)])
+def test_one_class_or_none_is_said(features, labels):
+    with pytest.raises(BrainMVPError, match="at least two classes"):
+        StudyPredictor(features).fit(labels)
+
+
+def test_labels_of_another_shape_are_refused(features):
+    with pytest.raises(StudyError, match="paint on a layer of the study"):
+        StudyPredictor(features).fit(np.zeros((3, 4, 5), int))
+
+
+def test_strokes_of_another_study_with_other_scans_help(model, features):
+    other = compute_features(lesion_study(seed=5, keys=("flair", "t1", "adc")), model)
+    assert other.names != features.names
+    elsewhere = labelled_voxels(other, strokes())
+    assert elsewhere.columns(features.names).shape[1] == len(features.names)
+    predictor = StudyPredictor(features, background=1)
+    predictor.fit(np.zeros(SHAPE, int), (labelled_voxels(features, strokes()), elsewhere))
+    assert overlap(predictor.predict_volume().labels == 2, truth() == 2) > 0.6
+
+
+def test_features_are_computed_once_a_study_and_model(model, tmp_path):
+    store, study, seen = FeatureStore(tmp_path), lesion_study(), []
+    first = store.get(study, model, seen.append)
+    steps = len(seen)
+    second = store.get(study, model, seen.append)
+    assert steps > 0
+    assert len(seen) == steps
+    assert torch.equal(first.values, second.values)
+    assert first.names == second.names
+    assert second.source == study.grid
+    next(tmp_path.glob("*.npz")).write_bytes(b"damaged")
+    assert torch.equal(store.get(study, model).values, first.values)
+    store.get(lesion_study(seed=1), model)
+    assert len(list(tmp_path.glob("*.npz"))) == 2
+
+
+def test_the_store_forgets_what_was_used_longest_ago(model, tmp_path):
+    store = FeatureStore(tmp_path, limit_gb=0.015)
+    studies = [lesion_study(seed=k) for k in range(3)]
+    for study in studies:
+        store.get(study, model)
+        time.sleep(0.02)
+    assert 1 <= len(list(tmp_path.glob("*.npz"))) < 3
+    seen = []
+    store.get(studies[-1], model, seen.append)
+    assert seen == []
+
+
+def test_computing_features_can_be_cancelled(model, tmp_path):
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        FeatureStore(tmp_path).get(lesion_study(), model, cancel=token)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_uncertain_slice_is_not_one_that_is_painted_all_over(features):
+    predictor = StudyPredictor(features, background=1)
+    predictor.fit(strokes())
+    first = predictor.uncertain_slice(np.zeros(SHAPE, int), 2)
+    labels = np.zeros(SHAPE, int)
+    labels[..., first] = 1
+    assert 0 <= first < SHAPE[2]
+    assert predictor.uncertain_slice(labels, 2) != first
+
+
+def test_a_study_unlike_the_annotated_ones_comes_first(model, features):
+    predictor = StudyPredictor(features, background=1)
+    predictor.fit(strokes())
+    odd = lesion_study(seed=2)
+    noise = np.random.default_rng(0).normal(0, 60, SHAPE)
+    scans = {
+        k: type(s)(s.modality, np.maximum(s.data + noise * (s.data > 0), 0).astype(np.float32), s.grid)
+        for k, s in odd.scans.items()
+    }
+    candidates = {"alike": lesion_study(seed=3), "odd": type(odd)("odd", scans)}
+    summaries = [summarise(name, compute_features(s, model), predictor.probe) for name, s in candidates.items()]
+    assert rank_studies(summaries, [summarise("done", features, predictor.probe)])[0].name == "odd"
+
+
+def test_brushes_never_paint_over_strokes():
+    labels = np.zeros((10, 12, 9), np.int32)
+    labels[3:7, 3:9, 1] = 2
+    labels[4:6, 4:8, 7] = 2
+    labels[5, 5, 4] = 3
+    assert interpolate_slices(labels, 2, 2) > 0
+    assert labels[5, 5, 4] == 3
+    assert (labels[..., 4] == 2).sum() > 4
+    with pytest.raises(StudyError, match="two slices"):
+        interpolate_slices(labels, 7, 2)
+    plane, predicted = np.zeros((8, 8), int), np.ones((8, 8), int)
+    predicted[2:6, 2:6] = 2
+    plane[3, 3], plane[4, 4] = 2, 1
+    doubt = np.zeros((8, 8))
+    doubt[5] = 0.9
+    assert grow(plane, predicted, doubt, 2) == 10
+    assert plane[4, 4] == 1
+    assert take_over(plane, predicted, (0, 0)) == 48
+    assert take_over(plane, predicted) > 0
+    with pytest.raises(StudyError, match="stroke of the class"):
+        grow(plane, predicted, doubt, 9)
+
+
+def test_history_undoes_across_sessions(tmp_path):
+    history = LabelHistory(tmp_path, SHAPE)
+    states = [history.labels.copy()]
+    for stroke in range(60):
+        labels = history.labels.copy()
+        labels[stroke % 40, :5, stroke // 2] = stroke - 30
+        history.record(labels)
+        states.append(labels)
+    assert history.record(history.labels.copy()) == 0
+    again = LabelHistory(tmp_path, SHAPE)
+    np.testing.assert_array_equal(again.labels, states[-1])
+    before = again.stroke
+    for _ in range(40):
+        assert again.undo()
+    third = LabelHistory(tmp_path, SHAPE)
+    np.testing.assert_array_equal(third.labels, again.labels)
+    for _ in range(40):
+        assert third.redo()
+    np.testing.assert_array_equal(third.labels, states[-1])
+    assert third.stroke == before
+    assert not third.redo()
+    third.undo()
+    third.record(states[3])
+    assert not third.can_redo
+    np.testing.assert_array_equal(LabelHistory(tmp_path, SHAPE).labels, states[3])
+
+
+def test_history_is_bounded(tmp_path):
+    history = LabelHistory(tmp_path, (4, 4, 4))
+    for stroke in range(300):
+        labels = history.labels.copy()
+        labels.flat[stroke % 64] = stroke + 1
+        history.record(labels)
+    assert len(list(tmp_path.glob("stroke-*.npz"))) <= 275
+    assert len(list(tmp_path.glob("snapshot-*.npz"))) == 1
+    np.testing.assert_array_equal(LabelHistory(tmp_path, (4, 4, 4)).labels, history.labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "word"),
+    [
+        (np.zeros((3, 4, 5), int), "shape"),
+        (np.zeros(SHAPE, np.float32), "integers"),
+        (np.full(SHAPE, 2**64 - 1, np.uint64), "smaller number"),
+    ],
+)
+def test_history_refuses_what_are_no_labels_of_the_study(tmp_path, labels, word):
+    history = LabelHistory(tmp_path, SHAPE)
+    history.record(strokes())
+    with pytest.raises(StudyError, match=word):
+        history.record(labels)
+    np.testing.assert_array_equal(LabelHistory(tmp_path, SHAPE).labels, strokes())
+
+
+def test_negative_and_huge_integers_are_kept(tmp_path):
+    labels = strokes()
+    labels[0, 0, :3] = (-5, 2**40, 70000)
+    LabelHistory(tmp_path, SHAPE).record(labels)
+    np.testing.assert_array_equal(LabelHistory(tmp_path, SHAPE).labels, labels)
+
+
+def test_a_killed_process_loses_no_saved_stroke(tmp_path):
+    """Strokes come as fast as they can be saved, and the process is killed somewhere between or within."""
+    code = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from napari_brainmvp.annotation.history import LabelHistory\n"
+        f"history = LabelHistory(Path(sys.argv[1]), {SHAPE})\n"
+        "labels = history.labels.copy()\n"
+        "for stroke in range(1, 10**6):\n"
+        "    labels.flat[stroke - 1] = stroke\n"
+        "    history.record(labels)\n"
+        "    print(stroke, flush=True)\n"
+    )
+    for delay in (0.05, 0.11, 0.4):
+        folder = tmp_path / str(delay)
+        process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        said = process.stdout.read().split()
+        process.wait()
+        last = int(said[-1]) if said else 1
+        flat = LabelHistory(folder, SHAPE).labels.ravel()
+        count = int((flat != 0).sum())
+        assert last <= count <= last + 1
+        np.testing.assert_array_equal(flat[:count], np.arange(1, count + 1))
+
+
+@pytest.fixture
+def project(tmp_path):
+    made = AnnotationProject.create(tmp_path / "project")
+    yield made
+    made.close()
+
+
+def test_a_project_restores_everything(project, tmp_path):
+    study = lesion_study(tmp_path, "case-1")
+    reference = project.add_study(study)
+    project.set_classes((*default_classes(), LabelClass(value=7, name="Core", color="#112233")))
+    project.set_groups({"case-1": "glioma"})
+    project.labels("case-1").record(strokes())
+    project.close()
+    again = AnnotationProject.open(tmp_path / "project")
+    assert not again.read_only
+    assert again.classes == project.classes
+    assert again.study("case-1").group == "glioma"
+    np.testing.assert_array_equal(again.labels("case-1").labels, strokes())
+    assert again.read("case-1").grid == study.grid
+    assert again.find(study) == again.study(reference.name)
+    assert again.find(lesion_study(tmp_path, "case-2")) is None
+    again.close()
+
+
+def test_labels_that_come_with_a_study_are_kept_as_they_are(project):
+    study = lesion_study()
+    labels = study.labels.data.astype(np.int32)
+    labels[0, 0, 0] = -3
+    named = type(study)("odd study", study.scans, labels=LabelMap(labels, study.grid))
+    reference = project.add_study(named)
+    assert reference.name == "odd-study"
+    np.testing.assert_array_equal(project.labels(reference.name).labels, labels)
+    assert {c.value for c in project.classes} == {1, 2, -3}
+    assert read_study(project.folder / "scans" / reference.name).grid.same_as(study.grid)
+
+
+def test_the_second_window_is_read_only(project, tmp_path):
+    reference = project.add_study(lesion_study())
+    second = AnnotationProject.open(project.folder)
+    assert second.read_only
+    assert str(os.getpid()) in second.owner
+    with pytest.raises(FileError, match="open for writing elsewhere"):
+        second.set_groups({reference.name: "x"})
+    second.close()
+    assert not project.read_only
+    project.close()
+    third = AnnotationProject.open(project.folder)
+    assert not third.read_only
+    third.close()
+
+
+def test_the_lock_of_a_killed_process_is_stale(project, tmp_path):
+    project.close()
+    code = (
+        "import sys, time\n"
+        "from napari_brainmvp.annotation.project import AnnotationProject\n"
+        "p = AnnotationProject.open(sys.argv[1]); print(p.read_only, flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(project.folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "False"
+    other = AnnotationProject.open(project.folder)
+    assert other.read_only
+    process.kill()
+    process.wait()
+    third = AnnotationProject.open(project.folder)
+    assert not third.read_only
+    third.close()
+
+
+def test_a_silent_lock_of_another_machine_is_stale(project):
+    project.close()
+    lock = {"pid": 1, "host": "elsewhere", "token": "x", "at": time.time() - 5}
+    (project.folder / "lock.json").write_text(json.dumps(lock))
+    assert AnnotationProject.open(project.folder).read_only
+    (project.folder / "lock.json").write_text(json.dumps({**lock, "at": time.time() - 60}))
+    opened = AnnotationProject.open(project.folder)
+    assert not opened.read_only
+    opened.close()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"classes": []}', '{"classes": [{"value": 0, "name": "x"}]}'])
+def test_a_damaged_project_is_said(tmp_path, text):
+    (tmp_path / "project.json").write_text(text)
+    with pytest.raises(BrainMVPError, match=r"damaged|background"):
+        AnnotationProject.open(tmp_path)
+
+
+def test_what_is_no_project_is_said(tmp_path):
+    with pytest.raises(FileError, match="holds no annotation project"):
+        AnnotationProject.open(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileError, match="not empty"):
+        AnnotationProject.create(tmp_path)
+
+
+def test_replaced_scans_are_noticed(project, tmp_path):
+    project.add_study(lesion_study(tmp_path, "case"))
+    lesion_study(tmp_path, "case", shape=(30, 30, 30))
+    with pytest.raises(StudyError, match="another grid"):
+        project.read("case")
+
+
+def test_participants_go_out_and_come_back(project, tmp_path):
+    for name in ("sub-01", "case-2", "case-3"):
+        project.add_study(lesion_study(name=name))
+    project.set_groups({"sub-01": "HGG", "case-2": "LGG"})
+    path = export_participants(project, tmp_path / "participants.tsv")
+    assert path.read_text().splitlines() == ["participant_id\tgroup", "sub-01\tHGG", "sub-case2\tLGG", "sub-case3\tn/a"]
+    project.set_groups({"sub-01": "", "case-2": ""})
+    assert import_participants(project, path) == 2
+    assert [s.group for s in project.studies] == ["HGG", "LGG", ""]
+    path.write_text("name\tage\n")
+    with pytest.raises(FileError, match="participant_id"):
+        import_participants(project, path)
+
+
+@pytest.mark.parametrize("layout", ["brats", "bids"])
+def test_an_exported_project_is_a_dataset(project, tmp_path, layout):
+    with pytest.raises(StudyError, match="paint some strokes"):
+        export_dataset(project, tmp_path / "empty", layout)
+    for name in ("case-1", "case-2"):
+        project.add_study(lesion_study(tmp_path, name, keys=("t1", "flair", "t1c")))
+    project.labels("case-1").record(strokes())
+    out = export_dataset(project, tmp_path / "dataset", layout)
+    found = find_studies(out)
+    assert len(found) == 1
+    assert set(found[0].scans) == {"t1", "flair", "t1c"}
+    labels = read_label_map(found[0].labels)
+    np.testing.assert_array_equal(labels.data, strokes())
+    said = json.loads((out / "dataset.json").read_text())
+    assert said["labels"] == {"2": "Lesion"}
+    assert (said["background"], said["unlabelled"]) == (1, 0)
+    with pytest.raises(FileError, match="not empty"):
+        export_dataset(project, out, layout)
+
+
+def test_labels_that_no_dataset_can_hold_are_said(project, tmp_path):
+    project.add_study(lesion_study(tmp_path, "case"))
+    labels = strokes()
+    labels[0, 0, 0] = -4
+    project.labels("case").record(labels)
+    with pytest.raises(StudyError, match="-4"):
+        export_dataset(project, tmp_path / "dataset")
