@@ -10,7 +10,7 @@ For every held-out study and each of its modalities, nothing of which is given:
    Matching and regressions learn from other synthetic studies.
 2. Dice of the default segmentation model with that modality missing: left empty, the template, or imputed.
 3. For FLAIR, the disagreement as a detector of lesions that was never taught any: average precision and the best Dice,
-   against the residual of the template alone and the FLAIR intensity.
+   against the residual of the template alone and the FLAIR intensity. How large it is in healthy tissue.
 
 Real studies only measure: nothing is trained on them.
 """
@@ -26,6 +26,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import Ridge
 from sklearn.metrics import precision_recall_curve
 
-from napari_brainmvp.inference import ReconstructionOptions, SegmentOptions, reconstruct, segment
+from napari_brainmvp.inference import ReconstructionOptions, ReconstructionResult, SegmentOptions, reconstruct, segment
 from napari_brainmvp.inference.reconstruction import TEMPLATE, template_of
 from napari_brainmvp.inference.similarity import measure_similarity
 from napari_brainmvp.io import find_studies, read_study
@@ -112,18 +113,19 @@ class Measure:
     model, segmenter : LoadedModel
     baselines : dict of str to Baselines
         By target.
-    device : str
+    how : dict
+        Device and overlap of the windows.
     """
 
     def __init__(
-        self, model: LoadedModel, segmenter: LoadedModel, baselines: dict[str, Baselines], device: str
+        self, model: LoadedModel, segmenter: LoadedModel, baselines: dict[str, Baselines], how: dict[str, Any]
     ) -> None:
-        self.model, self.segmenter, self.baselines, self.device = model, segmenter, baselines, device
+        self.model, self.segmenter, self.baselines, self.how = model, segmenter, baselines, how
         self.numbers: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 
     def study(self, study: Study, lesions: np.ndarray | None) -> None:
         """Measure a study; ``lesions`` is a mask on its grid."""
-        options = ReconstructionOptions(device=self.device)
+        options = ReconstructionOptions(**self.how)
         keys = [key for key in KEYS if key in study.scans]
         self._dice("all given", study, lesions)
         for key in keys:
@@ -131,6 +133,7 @@ class Measure:
             result = reconstruct(study, self.model, key, others, options)
             for row in result.similarity:
                 self._similarity(key, f"network, from {row.name}" if row.name in KEYS else row.name, row)
+            self._calibrate(study, key, result, lesions)
             self._compare(study, key, others)
             without = study.with_modalities(tuple(others)).with_reference(others[0])
             self._dice(f"without {key}: left empty", without, lesions, empty=True)
@@ -142,6 +145,14 @@ class Measure:
     def _similarity(self, key: str, name: str, row: object) -> None:
         for what in ("psnr", "ssim", "mae"):
             self.numbers[f"{what.upper()}: {key}"][name].append(float(getattr(row, what)))
+
+    def _calibrate(self, study: Study, key: str, result: ReconstructionResult, lesions: np.ndarray | None) -> None:
+        """Collect how large disagreements are where nothing is wrong: 1 if the network knows its own errors."""
+        if lesions is None or result.disagreement is None or lesions.shape != result.disagreement.shape:
+            return
+        healthy = result.disagreement[(study.scans[key].data > 0) & ~lesions]
+        name = "Disagreement in healthy tissue: root mean square"
+        self.numbers[name][key].append(float(np.sqrt(np.mean(healthy**2))))
 
     def _compare(self, study: Study, key: str, others: Sequence[str]) -> None:
         if list(others) != [k for k in KEYS if k != key]:
@@ -159,12 +170,12 @@ class Measure:
         model = self.segmenter
         if empty:
             model = replace(model, card=model.card.model_copy(update={"fill_missing": "zero"}))
-        found = segment(study, model, SegmentOptions(device=self.device)).labels
+        found = segment(study, model, SegmentOptions(**self.how)).labels
         self.numbers["Dice of all abnormal tissue"][name].append(dice(found >= 4, lesions))
 
     def _detect(self, study: Study, lesions: np.ndarray, maps: dict[str, np.ndarray | None]) -> None:
         for rate in (0.5, 0.8):
-            hidden = ReconstructionOptions(mask_rate=rate, device=self.device)
+            hidden = ReconstructionOptions(mask_rate=rate, **self.how)
             shown = reconstruct(study, self.model, "flair", (TEMPLATE,), hidden)
             maps[f"template around, {rate:.0%} of FLAIR hidden"] = shown.disagreement
         prepared = prepare(study, ("flair",), self.model.card.preparation)
@@ -234,6 +245,7 @@ def main() -> None:
     parser.add_argument("--real-ms", type=Path)
     parser.add_argument("--real", type=int, default=6, help="at most so many real gliomas")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--speed", action="store_true", help="only measure time and memory")
     parser.add_argument("--out", type=Path)
@@ -243,6 +255,7 @@ def main() -> None:
     table: dict[str, object] = {
         "model": model.card.name,
         "sha256": model.card.sha256,
+        "overlap": arguments.overlap,
         "machine": f"{platform.processor() or platform.machine()}, {arguments.threads} threads",
     }
     if arguments.speed:
@@ -257,7 +270,8 @@ def main() -> None:
         if arguments.real_ms:
             groups["real MS"] = real_studies(arguments.real_ms, 1)
         for name, studies in groups.items():
-            measure = Measure(model, segmenter, baselines, arguments.device)
+            how = {"device": arguments.device, "overlap": arguments.overlap}
+            measure = Measure(model, segmenter, baselines, how)
             for count, (study, lesions) in enumerate(studies, 1):
                 measure.study(study, lesions)
                 table[name] = {"studies": count, **measure.summary()}

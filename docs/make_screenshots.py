@@ -6,10 +6,15 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import napari
 import numpy as np
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QApplication, QWidget
+
+from napari_brainmvp.models import import_model
+from napari_brainmvp.training.finetuning import FinetuneSpec, finetune
+from napari_brainmvp.training.sources import DataSource
 
 OUT = Path(__file__).parent / "images"
 
@@ -42,7 +47,24 @@ def main() -> None:
     widget.segment.volumes.table.cellClicked.emit(lesion, 0)
     settle(1)
     viewer.screenshot(str(OUT / "segmented.png"), canvas_only=False, flash=False)
+    classified(viewer, widget)
     viewer.close()
+
+
+def classified(viewer: napari.Viewer, widget: QWidget) -> None:
+    """Fit a probe on twelve synthetic studies, in a registry of its own, and classify the sample."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"BRAINMVP_HOME": folder}):
+        spec = FinetuneSpec(task="classification", data=(DataSource(path="synthetic:12"),))
+        import_model(finetune(spec, Path(folder) / "run"), "lesion-type")
+        widget.tabs.setCurrentIndex([widget.tabs.tabText(k) for k in range(widget.tabs.count())].index("Classify"))
+        for layer in viewer.layers[4:]:
+            layer.visible = False
+        widget.classify.refresh_models()
+        widget.classify.button.click()
+        while widget.classify._work is not None:
+            settle(0.2)
+        settle(1)
+        viewer.screenshot(str(OUT / "classified.png"), canvas_only=False, flash=False)
 
 
 def train() -> None:
@@ -63,7 +85,7 @@ def train() -> None:
         box.setValue(value)
     settle(2)
     form.button.click()
-    while not widget.train.view.pictures.paths or int(widget.train.view.pictures.paths[-1].stem) < 420:
+    while not widget.train.view.pictures.paths or int(widget.train.view.pictures.paths[-1].stem) < 360:
         settle(1)
     widget.train.view.templates.click()
     settle(10)
@@ -93,7 +115,8 @@ def reconstruction() -> None:
     viewer.window.resize(1390, 880)
     _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
     viewer.open_sample("napari-brainmvp", "glioma")
-    widget.tabs.setCurrentIndex(widget.tabs.indexOf(widget.reconstruct.parent().parent().parent()))
+    titles = [widget.tabs.tabText(k) for k in range(widget.tabs.count())]
+    widget.tabs.setCurrentIndex(titles.index("Reconstruct"))
     settle(1)
     lesion = (viewer.layers["Truth"].data >= 4).nonzero()
     widget.reconstruct.run.button.click()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import brain, save
+from models_for_tests import tiny_model
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.jobs import (
     JobSpec,
@@ -178,7 +179,9 @@ def test_a_job_outlives_whoever_started_it(submit, home, studies, tmp_path):
     wait_for(lambda: any(job.beat for job in list_jobs()))
     os.killpg(window.pid, signal.SIGKILL)
     window.wait()
-    assert wait_for_end("orphan").state is JobState.done
+    tiny_model(home / "models", "orphan")  # somebody takes the name meanwhile: nothing is lost
+    ended = wait_for_end("orphan")
+    assert (ended.state, ended.model) == (JobState.done, "orphan-2")
 
 
 def test_a_users_mistake_is_the_reason(submit, tmp_path):
@@ -254,14 +257,20 @@ def test_a_damaged_job_is_listed_and_can_be_removed(home, damage):
     assert good.exists()
 
 
-def test_names_and_numbers(home, monkeypatch):
+def test_names_and_numbers(home, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "relative").mkdir()
     spec = PretrainingSpec(data=(DataSource(path="relative"), DataSource(path="synthetic:2")))
     made = training_job("pretrain", spec, "a-name")
-    assert Path(made.settings["data"][0]["path"]).is_absolute()
+    assert made.settings["data"][0]["path"] == str(tmp_path / "relative")
     assert made.settings["data"][1]["path"] == "synthetic:2"
     for name in ("", "../up", "Upper", "a/b", ".hidden"):
         with pytest.raises(BrainMVPError, match="not a name"):
             training_job("pretrain", spec, name)
+    with pytest.raises(BrainMVPError, match="gone does not exist"):
+        training_job("pretrain", PretrainingSpec(data=(DataSource(path="gone"),)), "a-name")
+    with pytest.raises(BrainMVPError, match="one machine"):
+        training_job("pretrain", spec.model_copy(update={"nodes": 2}), "a-name")
     with pytest.raises(BrainMVPError, match="already is a model"):
         submit_job(training_job("pretrain", spec, "tiny"))
     with pytest.raises(BrainMVPError, match="There is no job 'x'"):

@@ -12,7 +12,9 @@ from typing import Annotated
 import typer
 
 from napari_brainmvp.cli.console import named_scans, progress_bar, say, table
+from napari_brainmvp.cli.evaluating import classify, evaluate
 from napari_brainmvp.cli.export_commands import export, pull, push
+from napari_brainmvp.cli.finetuning import finetune
 from napari_brainmvp.cli.jobs_commands import jobs_app
 from napari_brainmvp.cli.reconstruct_commands import impute, reconstruct
 from napari_brainmvp.errors import BrainMVPError, Cancelled
@@ -233,6 +235,11 @@ app.command("impute")(impute)
 models_app.command("export")(export)
 models_app.command("push")(push)
 models_app.command("pull")(pull)
+
+
+app.command("finetune")(finetune)
+app.command("evaluate")(evaluate)
+app.command("classify")(classify)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from napari_brainmvp import __version__
+from napari_brainmvp.jobs import jobs_folder
 from napari_brainmvp.models import list_models, models_folder
 
 __all__ = ["information"]
@@ -27,4 +28,5 @@ def information() -> list[tuple[str, str]]:
     rows.append(("threads", str(torch.get_num_threads())))
     rows.append(("models", ", ".join(entry.card.name for entry in list_models()) or "none"))
     rows.append(("your models", str(models_folder())))
+    rows.append(("your jobs", str(jobs_folder())))
     return rows

@@ -19,7 +19,15 @@ from napari_brainmvp.models import find_model, list_models
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, read_spec
 
-__all__ = ["resumed_spec", "run_pretraining", "settings", "sources", "submit_pretraining"]
+__all__ = [
+    "progress_lines",
+    "resumed_spec",
+    "run_pretraining",
+    "settings",
+    "sources",
+    "stop_on_signals",
+    "submit_pretraining",
+]
 
 _SECONDS = 30.0
 """Between lines of progress where there is no terminal."""
@@ -83,7 +91,7 @@ def run_pretraining(spec: PretrainingSpec, run: Path, *, resume: bool, name: str
     name = name or re.sub(r"[^a-z0-9._-]+", "-", run.resolve().name.lower()).strip("-._") or "pretrained"
     if name in {entry.card.name for entry in list_models()}:
         raise BrainMVPError(f"There already is a model {name!r}: choose another --name, or remove it first.")
-    with _progress() as progress, _stop_on_signals() as cancel:
+    with progress_lines() as progress, stop_on_signals() as cancel:
         folder = pretrain(spec, run, resume=resume, cache=cache, progress=progress, cancel=cancel)
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         import_model(folder, name)
@@ -99,7 +107,7 @@ def submit_pretraining(spec: PretrainingSpec, *, name: str, cache: Path | None) 
 
 
 @contextmanager
-def _progress() -> Iterator[ProgressCallback]:
+def progress_lines() -> Iterator[ProgressCallback]:
     """Show a bar on a terminal, else a line now and then on standard error."""
     if sys.stderr.isatty():
         with progress_bar() as bar:
@@ -117,7 +125,7 @@ def _progress() -> Iterator[ProgressCallback]:
 
 
 @contextmanager
-def _stop_on_signals() -> Iterator[CancelToken]:
+def stop_on_signals() -> Iterator[CancelToken]:
     """Turn an interrupt or a termination into a graceful stop; a second interrupt ends at once."""
     token = CancelToken()
     before = {}

@@ -1,5 +1,6 @@
 """Inference: a study and a model in, a result on the scan's own grid out."""
 
+from napari_brainmvp.inference.classify import ClassificationResult, classify
 from napari_brainmvp.inference.device import choose_device, list_devices
 from napari_brainmvp.inference.reconstruct import (
     ReconstructionOptions,
@@ -14,6 +15,7 @@ from napari_brainmvp.inference.segment import SegmentOptions, segment
 from napari_brainmvp.inference.similarity import Similarity
 
 __all__ = [
+    "ClassificationResult",
     "ReconstructionOptions",
     "ReconstructionResult",
     "SegmentOptions",
@@ -21,6 +23,7 @@ __all__ = [
     "Similarity",
     "Structure",
     "choose_device",
+    "classify",
     "impute",
     "impute_missing",
     "list_devices",

@@ -229,7 +229,7 @@ def _check(
     if key not in study.scans and (options.mask_rate < 1 or not present):
         why = "only mask rate 1 can be used" if present else "nor any other scan the model knows"
         raise StudyError(f"{study.name} has no {modality(key).title} scan, {why}: add a scan.")
-    made = [study.scans[k].title for k in chosen if k in present and study.scans[k].imputed]
+    made = [study.scans[k].title for k in (key, *chosen) if k in study.scans and study.scans[k].imputed]
     warnings = [f"{title} is itself no real scan." for title in made]
     if options.mask_rate > 0.95 and not isinstance(model.network, ReconstructionNetwork):
         warnings.append(f"{model.card.name} is not told which modality is wanted: it sees that only from what is left.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,11 +113,7 @@ def segment(
     progress(Progress("Preparing the scans"))
     prepared = prepare(study, card.modalities, card.preparation)
     images, warnings = fill_missing(prepared, loaded)
-    made = [
-        study.scans[key].modality.title for key in card.modalities if key in study.scans and study.scans[key].imputed
-    ]
-    if made:
-        warnings.append(f"{', '.join(made)} imputed from the other scans, not measured: expect less accuracy.")
+    warnings += imputed_warning(study, card.modalities)
     window = SlidingWindow(
         patch_size=card.patch_size,
         overlap=options.overlap,
@@ -164,7 +160,8 @@ def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(1)
 
 
-def _imputed(study: Study, keys: tuple[str, ...]) -> list[str]:
+def imputed_warning(study: Study, keys: Sequence[str]) -> list[str]:
+    """Say which of these modalities were not measured."""
     made = [scan.modality.title for key, scan in study.scans.items() if key in keys and scan.imputed]
     return [f"{', '.join(made)} imputed from the other scans, not measured: expect less accuracy."] if made else []
 

@@ -3,6 +3,7 @@
 from napari_brainmvp.io.atomic import atomic_path, write_text_atomic
 from napari_brainmvp.io.images import IMAGE_SUFFIXES, is_image_path, read_image, read_label_map, read_scan
 from napari_brainmvp.io.names import guess_modality, is_label_name, stem
+from napari_brainmvp.io.participants import class_of, read_participants
 from napari_brainmvp.io.studies import StudyFiles, find_studies, read_datalist, read_study, sort_files
 from napari_brainmvp.io.writing import write_image, write_label_map
 
@@ -10,6 +11,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "StudyFiles",
     "atomic_path",
+    "class_of",
     "find_studies",
     "guess_modality",
     "is_image_path",
@@ -17,6 +19,7 @@ __all__ = [
     "read_datalist",
     "read_image",
     "read_label_map",
+    "read_participants",
     "read_scan",
     "read_study",
     "sort_files",

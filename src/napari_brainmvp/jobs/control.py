@@ -59,7 +59,10 @@ def stop_job(name: str) -> Job:
     job = find_job(name)
     if not job.state.active:
         raise BrainMVPError(f"Job {name!r} is {job.state}: there is nothing to stop.")
-    (job.folder / STOP).touch()
+    try:
+        (job.folder / STOP).touch()
+    except OSError as error:
+        raise FileError(f"{job.folder} cannot be written ({error.strerror}): check its permissions.") from error
     return read_job(job.folder)
 
 

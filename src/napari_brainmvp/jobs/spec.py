@@ -12,7 +12,7 @@ from typing import Any
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.errors import BrainMVPError, FileError
 
 __all__ = ["KINDS", "JobKind", "JobSpec", "jobs_folder", "training_job"]
 
@@ -47,6 +47,7 @@ def _named(path: str) -> Any:
 
 KINDS: dict[str, JobKind] = {
     "pretrain": JobKind("Pre-training", "pretraining.engine:pretrain", "pretraining.spec:PretrainingSpec"),
+    "finetune": JobKind("Fine-tuning", "finetuning.engine:finetune", "finetuning.spec:FinetuneSpec"),
 }
 """What can run in the background; modules of :mod:`napari_brainmvp.training`."""
 
@@ -119,7 +120,7 @@ def training_job(kind: str, settings: BaseModel, name: str, *, cache: Path | Non
     Raises
     ------
     BrainMVPError
-        ``name`` cannot be a model's name, or the run needs several machines.
+        ``name`` cannot be a model's name, the run needs several machines, or data are not there.
     """
     content = settings.model_dump(mode="json")
     if content.get("nodes", 1) > 1:
@@ -147,4 +148,10 @@ def training_job(kind: str, settings: BaseModel, name: str, *, cache: Path | Non
 
 
 def _absolute(path: str) -> str:
-    return path if path.startswith("synthetic:") else str(Path(path).expanduser().absolute())
+    """Make a path absolute, and miss what is not there now rather than in the background."""
+    if path.startswith("synthetic:"):
+        return path
+    absolute = Path(path).expanduser().absolute()
+    if not absolute.exists():
+        raise FileError(f"{absolute} does not exist: check the path.")
+    return str(absolute)

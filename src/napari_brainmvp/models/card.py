@@ -55,6 +55,8 @@ class NetworkSpec(BaseModel):
         Whether the weights hold the heads used in training only.
     decoder : {"plain", "skips"}
         Of a pre-training model: the published one, or the one that is told its target.
+    hidden : int
+        Of a classification model: width of the head's perceptron; 0 for a linear head.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +71,7 @@ class NetworkSpec(BaseModel):
     full_resolution_channels: int | None = Field(None, gt=0, le=4096)
     deep_supervision: bool = True
     decoder: Literal["plain", "skips"] = "plain"
+    hidden: int = Field(0, ge=0, le=65536)
 
 
 class Metric(BaseModel):
@@ -115,9 +118,11 @@ class ModelCard(BaseModel):
         Label value of each output channel, in order. With ``"softmax"`` the background 0 is among them; with
         ``"sigmoid"`` each channel is a region, painted in this order, later ones over earlier ones.
     activation : {"softmax", "sigmoid"}
+    classes : tuple of str
+        What a classification model tells apart, in the order of its output channels.
     preparation : PreparationSpec
     patch_size : tuple of three int
-        Window of the sliding window inference, voxels.
+        Window of the sliding window inference, voxels; in classification the shape the foreground box is resized to.
     fill_missing : {"template", "zero"}
         What stands in for a missing modality.
     template_frame : {"box", "centred"}
@@ -145,6 +150,7 @@ class ModelCard(BaseModel):
     labels: tuple[Label, ...] = ()
     channels: tuple[int, ...] = ()
     activation: Literal["softmax", "sigmoid"] = "softmax"
+    classes: tuple[str, ...] = ()
     preparation: PreparationSpec = PreparationSpec()
     patch_size: tuple[int, int, int] = (96, 96, 96)
     fill_missing: Literal["template", "zero"] = "zero"
@@ -173,6 +179,13 @@ class ModelCard(BaseModel):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> ModelCard:
+        if self.task == "classification":
+            if len(self.classes) != self.network.out_channels or len(set(self.classes)) < 2:
+                raise ValueError(
+                    f"classes {self.classes} must be {self.network.out_channels} different names, at least 2"
+                )
+            if self.network.in_channels not in (1, len(self.modalities)):
+                raise ValueError(f"{len(self.modalities)} modalities but {self.network.in_channels} input channels")
         if self.task != "segmentation":
             return self
         if len(self.modalities) != self.network.in_channels:

@@ -19,6 +19,7 @@ from napari_brainmvp.errors import FileError, ModelError
 from napari_brainmvp.models.card import ModelCard, Task
 from napari_brainmvp.models.registry import CARD_FILE, WEIGHTS_FILE, ModelEntry
 from napari_brainmvp.networks import (
+    ClassificationNetwork,
     EncoderSpec,
     ModalityTemplates,
     PretrainingNetwork,
@@ -61,7 +62,7 @@ def build_network(card: ModelCard) -> nn.Module:
     spec = card.network
     if spec.architecture == "unet3d" and card.task == "pretraining":
         return UNet3DPretrainingNetwork(spec.in_channels, spec.channels[0])
-    if spec.architecture != "uniformer" or card.task == "classification":
+    if spec.architecture != "uniformer":
         raise ModelError(f"There is no {card.task} network of architecture {spec.architecture!r}.")
     try:
         encoder = EncoderSpec(
@@ -69,6 +70,8 @@ def build_network(card: ModelCard) -> nn.Module:
         )
     except ValueError as error:
         raise ModelError(f"The card's network sizes do not fit together: {error}.") from error
+    if card.task == "classification":
+        return ClassificationNetwork(len(card.modalities), spec.out_channels, encoder, spec.in_channels, spec.hidden)
     if card.task == "pretraining" and spec.decoder == "skips":
         return ReconstructionNetwork(card.modalities, encoder, spec.full_resolution_channels)
     if card.task == "pretraining":

@@ -1,5 +1,6 @@
 """Networks: pure modules, no files, no studies."""
 
+from napari_brainmvp.networks.classification import ClassificationNetwork
 from napari_brainmvp.networks.layers import channels_last
 from napari_brainmvp.networks.pretraining import PretrainingNetwork
 from napari_brainmvp.networks.reconstruction import ReconstructionNetwork
@@ -18,6 +19,7 @@ __all__ = [
     "STRIDE",
     "UNIFORMER_COMPACT",
     "UNIFORMER_SMALL",
+    "ClassificationNetwork",
     "EncoderSpec",
     "ModalityTemplates",
     "PretrainingNetwork",

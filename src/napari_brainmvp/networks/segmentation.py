@@ -147,16 +147,14 @@ class SegmentationNetwork(nn.Module):
         height, width, depth = x.shape[2:]
         rest = [-n % STRIDE for n in (depth, width, height)]
         x = channels_last(F.pad(x, (0, rest[0], 0, rest[1], 0, rest[2])) if any(rest) else x)
-        at_quarter, at_half, logits = self.decoder(self.encoder(x))
-        outputs = [logits]
-        if self.training and len(self.ms_out):
-            deep = zip(self.ms_out, (at_quarter, at_half), (4, 2), strict=True)
-            outputs = [
-                *(
-                    F.interpolate(head(f), scale_factor=float(s), mode="trilinear", align_corners=True)
-                    for head, f, s in deep
-                ),
-                logits,
-            ]
-        outputs = [o[..., :height, :width, :depth] for o in outputs]
+        outputs = [o[..., :height, :width, :depth] for o in self.decode_stages(self.encoder(x))]
         return outputs if len(outputs) > 1 else outputs[0]
+
+    def decode_stages(self, features: list[Tensor]) -> list[Tensor]:
+        """Map the encoder's maps to logits (B, K, H, W, D), in training with deep supervision coarser ones first."""
+        at_quarter, at_half, logits = self.decoder(features)
+        if not (self.training and len(self.ms_out)):
+            return [logits]
+        deep = zip(self.ms_out, (at_quarter, at_half), (4.0, 2.0), strict=True)
+        coarse = [F.interpolate(head(f), scale_factor=s, mode="trilinear", align_corners=True) for head, f, s in deep]
+        return [*coarse, logits]

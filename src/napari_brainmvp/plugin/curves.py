@@ -14,6 +14,8 @@ from qtpy.QtWidgets import QSizePolicy, QWidget
 __all__ = ["CurvePlot", "Series"]
 
 _COLORS = ("#4a90d9", "#3fbf8f", "#f2c14e", "#e0719a", "#9d7fe0", "#5ec8d8", "#e8925a", "#a3b35c")
+_BACKGROUND = QColor("#1d1f24")
+"""Dark in every theme: the colours are chosen for it."""
 _GRID, _TEXT, _LOUD = QColor(255, 255, 255, 22), QColor("#9aa0a8"), QColor("#e6e8eb")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 6, 18
 _LEGEND = 18
@@ -86,7 +88,7 @@ class CurvePlot(QWidget):
         font.setPixelSize(10)
         painter.setFont(font)
         painter.setPen(Qt.PenStyle.NoPen)
-        painter.setBrush(QColor(0, 0, 0, 46))
+        painter.setBrush(_BACKGROUND)
         painter.drawRoundedRect(QRectF(self.rect()), 6, 6)
         if not self.series:
             painter.setPen(_TEXT)

@@ -122,8 +122,8 @@ class JobLine(QFrame):
         self.remove = self._button("✕", "Remove the damaged job.", lambda: remove_job(name))
         self.setObjectName("line")
         self.setStyleSheet(
-            "#line { background: rgba(255,255,255,10); border-radius: 5px; }"
-            "#line:hover { background: rgba(255,255,255,22); }"
+            "#line { background: rgba(128,128,128,30); border-radius: 5px; }"
+            "#line:hover { background: rgba(128,128,128,60); }"
         )
         self.setCursor(Qt.CursorShape.PointingHandCursor)
         row = QHBoxLayout(self)

@@ -57,17 +57,16 @@ class ModalityMatrix(QWidget):
         gap = 1.0 if width >= 3 else 0.0
         for row, key in enumerate(self.keys):
             top = row * _ROW
-            painter.setPen(QColor("#e6e8eb"))
+            painter.setPen(QColor("#9aa0a8"))
             title = MODALITIES[key].title if key in MODALITIES else key
             painter.drawText(QRectF(0, top, _NAME - 6, _ROW), Qt.AlignmentFlag.AlignVCenter, title)
-            painter.setPen(QColor("#9aa0a8"))
             said = f"{self.count(key)} of {len(self._studies)}"
             where = QRectF(self.width() - _COUNT, top, _COUNT, _ROW)
             painter.drawText(where, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, said)
             for number, part in enumerate(columns):
                 share = sum(key in self._studies[k][1] for k in part) / len(part)
-                color = QColor(ACCENT if share else "#ffffff")
-                color.setAlphaF(0.3 + 0.7 * share if share else 0.07)
+                color = QColor(ACCENT if share else "#808080")
+                color.setAlphaF(0.3 + 0.7 * share if share else 0.2)
                 cell = QRectF(_NAME + number * width, top + 2, max(1.0, width - gap), _ROW - 4)
                 painter.fillRect(cell, color)
 

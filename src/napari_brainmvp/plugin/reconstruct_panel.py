@@ -22,7 +22,7 @@ from superqt import QCollapsible
 
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.models import list_models
-from napari_brainmvp.plugin.layers import LayerTuple
+from napari_brainmvp.plugin.layers import LayerTuple, is_imputed
 from napari_brainmvp.plugin.reconstruction_layers import SideBySide, reconstruction_layers, template_layer
 from napari_brainmvp.plugin.run_bar import RunBar
 from napari_brainmvp.plugin.similarity_table import SimilarityTable
@@ -154,6 +154,8 @@ class ReconstructPanel(QWidget):
             results, layers = [], []
             for target in targets:
                 truth = study.scans.get(target)
+                if truth is not None and truth.imputed:  # made before: make it again
+                    study, truth = study.with_modalities(tuple(k for k in study.scans if k != target)), None
                 options = ReconstructionOptions(
                     mode="trained" if trained and truth is not None else "whole",
                     mask_rate=rate if truth is not None else 1.0,
@@ -248,7 +250,7 @@ class ReconstructPanel(QWidget):
     def _update(self) -> None:
         target, present = self.target.chosen(), self._study.assigned_with_others()
         title = modality(target[0]).title if target else ""
-        has_truth = bool(target) and target[0] in present
+        has_truth = bool(target) and target[0] in present and not is_imputed(present[target[0]])
         self.rate.setEnabled(has_truth)
         self.trained.setEnabled(has_truth)
         self.rate_text.setText(f"{5 * self.rate.value() if has_truth else 100} %")

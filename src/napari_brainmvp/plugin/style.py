@@ -82,7 +82,7 @@ def slim_bar() -> QProgressBar:
     bar.setTextVisible(False)
     bar.setFixedHeight(6)
     bar.setStyleSheet(
-        "QProgressBar { background: rgba(255,255,255,26); border: none; border-radius: 3px; height: 6px; }"
+        "QProgressBar { background: rgba(128,128,128,60); border: none; border-radius: 3px; height: 6px; }"
         f"QProgressBar::chunk {{ background: {ACCENT}; border-radius: 3px; }}"
     )
     return bar
@@ -104,7 +104,7 @@ def link(text: str) -> QToolButton:
     button.setCursor(Qt.CursorShape.PointingHandCursor)
     button.setStyleSheet(
         "QToolButton { background: transparent; border: none; color: #9aa0a8; padding: 0; }"
-        "QToolButton:hover { color: white; } QToolButton::menu-indicator { image: none; }"
+        f"QToolButton:hover {{ color: {ACCENT}; }} QToolButton::menu-indicator {{ image: none; }}"
     )
     return button
 
@@ -120,8 +120,9 @@ def style_tabs(tabs: QTabWidget) -> None:
     bar.setCursor(Qt.CursorShape.PointingHandCursor)
     bar.setStyleSheet(
         "QTabBar { border: none; background: transparent; }"
-        "QTabBar::tab { background: none; background-color: transparent; border: none; color: #9aa0a8;"
-        " border-bottom: 2px solid rgba(255,255,255,30); padding: 7px 2px; margin: 0; font-size: 12px; }"
-        "QTabBar::tab:hover { color: #e6e8eb; }"
-        f"QTabBar::tab:selected {{ color: white; border-bottom: 2px solid {ACCENT}; background: none; }}"
+        "QTabBar::tab { background: none; background-color: transparent; border: none;"
+        " border-bottom: 2px solid rgba(128,128,128,70); padding: 7px 2px; margin: 0; font-size: 12px; }"
+        "QTabBar::tab:!selected { color: #9aa0a8; }"
+        f"QTabBar::tab:!selected:hover {{ color: {ACCENT}; }}"
+        f"QTabBar::tab:selected {{ border-bottom: 2px solid {ACCENT}; background: none; }}"
     )

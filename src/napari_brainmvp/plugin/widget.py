@@ -9,6 +9,7 @@ from qtpy.QtWidgets import QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from napari_brainmvp.models.card import NOTICE
 from napari_brainmvp.plugin.annotate_panel import AnnotatePanel
+from napari_brainmvp.plugin.classify_panel import ClassifyPanel
 from napari_brainmvp.plugin.jobs_strip import JobsStrip
 from napari_brainmvp.plugin.reconstruct_panel import ReconstructPanel
 from napari_brainmvp.plugin.segment_panel import SegmentPanel
@@ -41,6 +42,8 @@ class BrainMVPWidget(QWidget):
         style_tabs(self.tabs)
         self._add("Segment", self.segment, "Paint tissues and lesions with a trained model.")
         self._add("Annotate", self.annotate, "Paint strokes; a prediction of the whole volume follows.")
+        self.classify = ClassifyPanel(napari_viewer, self.study)
+        self._add("Classify", self.classify, "Tell classes of studies apart with a model of your own.")
         self._add("Reconstruct", self.reconstruct, "Make a scan from the others, and see where it disagrees.")
         self.train_tab = self._add("Train", self.train, "Pre-train on your own studies; watch background jobs.")
         self._watch_jobs()
@@ -74,8 +77,10 @@ class BrainMVPWidget(QWidget):
         """Let the strip tell the panels what it sees."""
         self._panels.append(self.jobs)
         self.jobs.polled.connect(self.train.show_jobs)
-        self.jobs.finished.connect(self.segment.refresh_models)
+        for panel in (self.segment, self.reconstruct, self.classify):
+            self.jobs.finished.connect(panel.refresh_models)
         self.jobs.clicked.connect(self._show_job)
+        self.annotate.finetune.submitted.connect(self.jobs.poll)
         self.train.changed.connect(self.jobs.poll)
         self.tabs.currentChanged.connect(self._tab_chosen)
 

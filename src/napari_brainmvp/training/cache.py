@@ -2,7 +2,8 @@
 
 One study is one ``.npy`` file, memory-mapped: float16, shape (C, X, Y, Z), prepared intensities cut to the foreground
 box; and a ``.json`` file, written last, that says what it holds. Names are hashes of the scans' content and of the
-preparation, so that a cache may serve any number of runs and a changed scan is prepared again.
+preparation, so that a cache may serve any number of runs and a changed scan is prepared again. Labels, where they are
+asked for, are a second file of shape (X, Y, Z), uint8 or int16, values unchanged.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from napari_brainmvp.errors import BrainMVPError, FileError
-from napari_brainmvp.io import StudyFiles, read_study
+from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
+from napari_brainmvp.io import StudyFiles, read_label_map, read_study
 from napari_brainmvp.io.atomic import atomic_path, write_text_atomic
 from napari_brainmvp.preparation import PreparationSpec, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
@@ -46,11 +48,14 @@ class CachedStudy:
         Keys of the channels, in order.
     path : Path
         The ``.npy`` file.
+    labels_path : Path or None
+        Its labels' ``.npy`` file.
     """
 
     name: str
     modalities: tuple[str, ...]
     path: Path
+    labels_path: Path | None = None
 
     @cached_property
     def volumes(self) -> NDArray[np.float16]:
@@ -58,9 +63,16 @@ class CachedStudy:
         mapped: NDArray[np.float16] = np.load(self.path, mmap_mode="r")
         return mapped
 
-    def __reduce__(self) -> tuple[type[CachedStudy], tuple[str, tuple[str, ...], Path]]:
+    @cached_property
+    def labels(self) -> NDArray[np.integer[Any]]:
+        """The memory map of the labels: (X, Y, Z), uint8 or int16, as in the file they came from."""
+        assert self.labels_path is not None, "prepared without labels"
+        mapped: NDArray[np.integer[Any]] = np.load(self.labels_path, mmap_mode="r")
+        return mapped
+
+    def __reduce__(self) -> tuple[type[CachedStudy], tuple[Any, ...]]:
         """Travel to a worker process as a path, never as voxels."""
-        return CachedStudy, (self.name, self.modalities, self.path)
+        return CachedStudy, (self.name, self.modalities, self.path, self.labels_path)
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,8 @@ def cache_studies(
     spec: PreparationSpec,
     progress: ProgressCallback = no_progress,
     cancel: CancelToken | None = None,
+    *,
+    labels: bool = False,
 ) -> tuple[list[CachedStudy], list[Problem]]:
     """Prepare the studies that are not prepared yet; a bad one is reported and skipped.
 
@@ -94,6 +108,8 @@ def cache_studies(
     spec : PreparationSpec
     progress, cancel
         Called and asked once a study.
+    labels : bool
+        With their labels; a study that has none is a problem.
 
     Returns
     -------
@@ -113,8 +129,10 @@ def cache_studies(
         if cancel is not None:
             cancel.raise_if_cancelled()
         try:
-            key = _content_key(files, spec)
-            good.append(_entry(folder, key, lambda files=files: _read(files), spec))  # type: ignore[misc]
+            if labels and files.labels is None:
+                raise StudyError(f"{files.name} has no labels: add a file named like *_seg.nii.gz.")
+            key = _content_key(files, spec, labels)
+            good.append(_entry(folder, key, lambda f=files: _read(f, labels), spec, labels))  # type: ignore[misc]
         except _CacheError:
             raise
         except BrainMVPError as error:
@@ -130,17 +148,23 @@ def cache_synthetic(
     spec: PreparationSpec,
     progress: ProgressCallback = no_progress,
     cancel: CancelToken | None = None,
+    *,
+    labels: bool = False,
 ) -> list[CachedStudy]:
-    """Make and prepare synthetic studies: any lesion, and each with its own subset of two to eight modalities."""
+    """Make and prepare synthetic studies: any lesion, and each with its own subset of two to eight modalities.
+
+    With ``labels`` they have T1, T1c, T2 and FLAIR each, and their truth.
+    """
     made = []
     for index, seed in enumerate(seeds):
         if cancel is not None:
             cancel.raise_if_cancelled()
         rng = np.random.default_rng([seed, 8])
         kept = sorted(rng.permutation(len(_EIGHT))[: rng.integers(2, len(_EIGHT) + 1)])
-        synthesis = SynthesisSpec(tuple(_EIGHT[k] for k in kept), head=0.12)
-        key = _hash("synthetic", str(seed), repr(synthesis), spec.model_dump_json())
-        made.append(_entry(folder, key, lambda s=seed, y=synthesis: make_study(s, y), spec))  # type: ignore[misc]
+        modalities = _EIGHT[:4] if labels else tuple(_EIGHT[k] for k in kept)
+        synthesis = SynthesisSpec(modalities, head=0.12)
+        key = _hash("synthetic", str(seed), repr(synthesis), spec.model_dump_json(), *["labels"] * labels)
+        made.append(_entry(folder, key, lambda s=seed, y=synthesis: make_study(s, y), spec, labels))  # type: ignore[misc]
         progress(Progress("Making studies", index + 1, len(seeds)))
     return made
 
@@ -149,35 +173,51 @@ class _CacheError(FileError):
     """The cache itself fails: not the fault of any study."""
 
 
-def _read(files: StudyFiles) -> Study:
-    return read_study(tuple(files.scans.values()), modalities=files.scans, name=files.name)
+def _read(files: StudyFiles, labels: bool) -> Study:
+    study = read_study(tuple(files.scans.values()), modalities=files.scans, name=files.name)
+    if not labels:
+        return study
+    assert files.labels is not None
+    found = read_label_map(files.labels)
+    if (largest := int(found.data.max())) > 32767:
+        raise StudyError(f"{files.labels} holds the label value {largest}: keep values between 0 and 32767.")
+    return replace(study, labels=found)
 
 
-def _entry(folder: Path, key: str, make: Callable[[], Study], spec: PreparationSpec) -> CachedStudy:
+def _entry(folder: Path, key: str, make: Callable[[], Study], spec: PreparationSpec, labels: bool) -> CachedStudy:
     """Find a cached study by its key, or make, prepare and store it."""
     said, data = folder / f"{key}.json", folder / f"{key}.npy"
+    labels_path = folder / f"{key}.labels.npy" if labels else None
     try:
         known = json.loads(said.read_text(encoding="utf-8"))
-        if data.stat().st_size == known["bytes"]:
-            return CachedStudy(known["name"], tuple(known["modalities"]), data)
+        if data.stat().st_size == known["bytes"] and (labels_path is None or labels_path.is_file()):
+            return CachedStudy(known["name"], tuple(known["modalities"]), data, labels_path)
     except (OSError, ValueError, KeyError):
         pass  # not there yet, or damaged: make it anew
     study = make()
     modalities = tuple(study.scans)
-    images = prepare(study, modalities, spec).images.half().numpy()
+    prepared = prepare(study, modalities, spec, with_labels=labels)
     try:
-        with atomic_path(data) as temporary, temporary.open("wb") as file:
-            np.save(file, images)
+        _store(data, prepared.images.half().numpy())
+        if labels_path is not None and prepared.labels is not None:
+            values = prepared.labels.numpy()
+            _store(labels_path, values.astype(np.uint8) if values.min() >= 0 and values.max() < 256 else values)
         about = {"name": study.name, "modalities": modalities, "bytes": data.stat().st_size}
         write_text_atomic(said, json.dumps(about))
     except FileError as error:
         raise _CacheError(str(error)) from error
-    return CachedStudy(study.name, modalities, data)
+    return CachedStudy(study.name, modalities, data, labels_path)
 
 
-def _content_key(files: StudyFiles, spec: PreparationSpec) -> str:
+def _store(path: Path, values: NDArray[Any]) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values)
+
+
+def _content_key(files: StudyFiles, spec: PreparationSpec, labels: bool) -> str:
     parts = [spec.model_dump_json()]
-    for modality, path in sorted(files.scans.items()):
+    sources = sorted(files.scans.items()) + ([("labels", files.labels)] if labels and files.labels else [])
+    for modality, path in sources:
         members = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
         try:
             parts += [modality, *(_fingerprint(member) for member in members)]

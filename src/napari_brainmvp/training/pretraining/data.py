@@ -15,8 +15,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.progress import CancelToken, ProgressCallback, no_progress
 from napari_brainmvp.training.cache import CachedStudy, Problem, cache_studies, cache_synthetic
-from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec
-from napari_brainmvp.training.pretraining.survey import find_files
+from napari_brainmvp.training.pretraining.spec import PretrainingSpec
+from napari_brainmvp.training.sources import DataSource, find_files
 
 __all__ = ["Batch", "CropStream", "Dataset", "collect", "cut_pair"]
 
@@ -80,15 +80,11 @@ def _prepare(
     progress: ProgressCallback,
     cancel: CancelToken | None,
 ) -> tuple[list[CachedStudy], list[Problem]]:
-    kind, _, count = source.path.partition(":")
-    if kind == "synthetic":
-        if not count.isdigit():
-            raise StudyError(f"{source.path!r}: say how many synthetic studies, for example synthetic:50.")
-        return cache_synthetic(range(int(count)), cache, spec.preparation, progress, cancel), []
+    if (seeds := source.seeds) is not None:
+        return cache_synthetic(seeds, cache, spec.preparation, progress, cancel), []
     files, unreadable = find_files(source)
-    problems = [Problem(name, reason) for name, reason in unreadable]
     studies, bad = cache_studies(files, cache, spec.preparation, progress, cancel)
-    return studies, problems + bad
+    return studies, [*(Problem(name, reason) for name, reason in unreadable), *bad]
 
 
 def cut_pair(study: CachedStudy, channels: tuple[int, int], start: NDArray[np.int64], size: int) -> Tensor:

@@ -8,9 +8,7 @@ random state to restore.
 from __future__ import annotations
 
 import copy
-import csv
 import logging
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,13 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError
-from napari_brainmvp.io.atomic import write_text_atomic
 from napari_brainmvp.models import ModelCard, NetworkSpec, save_model
 from napari_brainmvp.networks import PretrainingNetwork
 from napari_brainmvp.networks.layers import share_batch_norm
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
-from napari_brainmvp.training.cache import CachedStudy, Problem, cache_folder
+from napari_brainmvp.training.cache import CachedStudy, cache_folder
 from napari_brainmvp.training.checkpoints import last_checkpoint, save_checkpoint
+from napari_brainmvp.training.loop import describe_run, drop_rows, log_row, schedule, update_average
 from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.pretraining.data import CropStream, collect
 from napari_brainmvp.training.pretraining.model import PretrainingModel
@@ -92,7 +90,7 @@ def pretrain(
     with fabric.rank_zero_first():  # the others find everything prepared
         datasets, held_out, problems = collect(spec, cache or cache_folder(), progress, cancel)
     if fabric.global_rank == 0:
-        _describe(run, spec, problems)
+        describe_run(run, spec, problems)
     trainer = _Run(fabric, spec, run, held_out)
     step = trainer.restore() if resume else 0
     stream = CropStream(datasets, spec, step * spec.accumulate, fabric.global_rank, fabric.world_size)
@@ -100,13 +98,6 @@ def pretrain(
     trainer.train(loader, step, progress, cancel)
     fabric.barrier()
     return trainer.finish(sum(len(d.studies) for d in datasets)) if fabric.global_rank == 0 else run / "model"
-
-
-def _describe(run: Path, spec: PretrainingSpec, problems: list[Problem]) -> None:
-    write_text_atomic(run / "spec.json", spec.model_dump_json(indent=2) + "\n")
-    write_text_atomic(run / "problems.txt", "".join(f"{p.name}: {p.reason}\n" for p in problems))
-    if problems:
-        logger.warning("%d studies were left out: see %s.", len(problems), run / "problems.txt")
 
 
 class _Run:
@@ -137,8 +128,8 @@ class _Run:
         """Load the last checkpoint and return the step it was written after; 0 where there is none."""
         state = last_checkpoint(self.run, str(self.fabric.device))
         step = 0 if state is None else int(state["step"])
-        _drop_rows(self.run / "metrics.csv", step)
-        _drop_rows(self.run / "validation.csv", step)
+        drop_rows(self.run / "metrics.csv", step)
+        drop_rows(self.run / "validation.csv", step)
         if state is None:
             return 0
         self.model.load_state_dict(state["model"])
@@ -169,8 +160,12 @@ class _Run:
             if main:
                 seconds = time.perf_counter() - began
                 speed = spec.batch * spec.accumulate * self.fabric.world_size / seconds
-                row = {**losses, "learning_rate": self.rates[0] * self._factor(step - 1), "samples_per_second": speed}
-                self._log("metrics.csv", step, row, board)
+                row = {
+                    **losses,
+                    "learning_rate": self.rates[0] * schedule(step - 1, spec.max_steps, spec.warm_up),
+                    "samples_per_second": speed,
+                }
+                log_row(self.run / "metrics.csv", step, row, board)
                 if step % spec.validate_every == 0 or step == spec.max_steps:
                     self._validate(step, board)
                 if time.monotonic() - saved >= 60 * spec.minutes or step == spec.max_steps:
@@ -192,8 +187,9 @@ class _Run:
     def _step(self, batches: Any, step: int) -> dict[str, float]:
         """Update once, from ``accumulate`` batches."""
         spec, fabric = self.spec, self.fabric
+        factor = schedule(step, spec.max_steps, spec.warm_up)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * self._factor(step)
+            group["lr"] = rate * factor
         self.wrapped.train()
         sums: dict[str, Tensor] = {}
         for part in range(spec.accumulate):
@@ -208,7 +204,7 @@ class _Run:
         fabric.clip_gradients(self.wrapped, self.optimiser, max_norm=spec.clip, error_if_nonfinite=False)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        self._update_average(step)
+        update_average(self.average, self.model, step, spec.average)
         names = sorted(sums)
         values = fabric.all_reduce(torch.stack([sums[name] for name in names]), reduce_op="mean")
         assert isinstance(values, Tensor)
@@ -220,26 +216,11 @@ class _Run:
         assert isinstance(gathered, Tensor)
         return gathered.flatten(0, 1)
 
-    def _factor(self, step: int) -> float:
-        """Linear warm-up, then a cosine to zero."""
-        warm_up = min(self.spec.warm_up, self.spec.max_steps // 10)
-        if step < warm_up:
-            return (step + 1) / warm_up
-        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, self.spec.max_steps - warm_up)))
-
-    @torch.no_grad()
-    def _update_average(self, step: int) -> None:
-        decay = min(self.spec.average, (1 + step) / (10 + step))
-        current = [p.data for p in self.model.parameters()]
-        torch._foreach_lerp_([p.data for p in self.average.parameters()], current, 1 - decay)
-        for kept, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            kept.copy_(now)
-
     def _validate(self, step: int, board: SummaryWriter | None) -> None:
         picture = self.run / "pictures" / f"{step:08d}.png"
         self.best = validate(self.average, self.held_out, picture, self.fabric)
         if self.best:
-            self._log("validation.csv", step, self.best, board)
+            log_row(self.run / "validation.csv", step, self.best, board)
 
     def _try_to_save(self, step: int) -> None:
         """Write a checkpoint; a full disk stops the run only at its end, as it may be freed meanwhile."""
@@ -249,18 +230,6 @@ class _Run:
             if step == self.spec.max_steps:
                 raise
             logger.error("%s Training goes on; the last checkpoint is older.", error)
-
-    def _log(self, name: str, step: int, row: dict[str, float], board: SummaryWriter | None) -> None:
-        path = self.run / name
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["step", *row])
-            writer.writerow([step, *(f"{value:.6g}" for value in row.values())])
-        for key, value in row.items():
-            if board is not None:
-                board.add_scalar(f"{path.stem}/{key}", value, step)
 
     def finish(self, studies: int) -> Path:
         """Write the model: the averaged network and the templates."""
@@ -292,11 +261,3 @@ class _Run:
         if folder.exists():
             return folder
         return save_model(folder, card, network)
-
-
-def _drop_rows(path: Path, step: int) -> None:
-    """Forget what was logged after a checkpoint: it is about to happen again."""
-    if path.exists():
-        head, *rows = path.read_text(encoding="utf-8").splitlines()
-        kept = [row for row in rows if int(row.split(",")[0]) <= step]
-        write_text_atomic(path, "\n".join([head, *kept]) + "\n")

@@ -11,28 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.preparation.spec import PreparationSpec
 from napari_brainmvp.study import MODALITIES
+from napari_brainmvp.training.sources import DataSource
 
 __all__ = ["RECIPES", "DataSource", "PretrainingSpec", "read_spec"]
-
-
-class DataSource(BaseModel):
-    """One dataset of a run.
-
-    Parameters
-    ----------
-    path : str
-        A folder of studies or a BIDS tree; a JSON datalist; or ``"synthetic:N"`` for N made-up studies.
-    weight : float
-        How often it is drawn from, relative to the others.
-    base : str or None
-        Folder a datalist's relative paths start from; default the datalist's own.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    weight: float = Field(1.0, gt=0)
-    base: str | None = None
 
 
 class PretrainingSpec(BaseModel):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from napari_brainmvp.errors import FileError, StudyError
-from napari_brainmvp.io import StudyFiles, find_studies, read_datalist
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
-from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec
+from napari_brainmvp.training.pretraining.spec import PretrainingSpec
+from napari_brainmvp.training.sources import DataSource, find_files
 
-__all__ = ["Estimate", "Survey", "estimate", "find_files", "survey"]
+__all__ = ["Estimate", "Survey", "estimate", "survey"]
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,10 @@ def survey(
     for index, source in enumerate(sources):
         if cancel is not None:
             cancel.raise_if_cancelled()
-        kind, _, count = source.path.partition(":")
-        if kind == "synthetic" and count.isdigit():
-            synthetic += int(count)
-            continue
         try:
+            if (seeds := source.seeds) is not None:
+                synthetic += len(seeds)
+                continue
             files, bad = find_files(source)
         except (FileError, StudyError, OSError) as error:
             problems.append((source.path, str(error)))
@@ -76,23 +75,6 @@ def survey(
                 studies.append((study.name, tuple(study.scans)))
         progress(Progress("Looking through folders", index + 1, len(sources)))
     return Survey(tuple(studies), synthetic, tuple(problems))
-
-
-def find_files(source: DataSource) -> tuple[list[StudyFiles], list[tuple[str, str]]]:
-    """Find the studies of a folder or datalist, and what in it is none, and why.
-
-    Raises
-    ------
-    FileError
-        It is neither, or the list cannot be read.
-    """
-    path = Path(source.path).expanduser()
-    if path.suffix == ".json":
-        return read_datalist(path, Path(source.base).expanduser() if source.base else None)
-    if not path.is_dir():
-        raise FileError(f"{path} is neither a folder nor a .json datalist: check the path.")
-    problems: list[tuple[str, str]] = []
-    return find_studies(path, problems), problems
 
 
 def _has_content(path: Path) -> bool:

@@ -45,7 +45,8 @@ def validate(
     -------
     dict of str to float
         ``psnr_KEY`` in dB and ``ssim_KEY``, hidden voxels inside the head and the whole crop, of view A; with
-        ``_from_other`` for view B. Means over the studies that have the modality.
+        ``_from_other`` for view B. Means over the studies that have the modality. Where only hidden voxels are
+        learned, the shown ones are taken as they are.
     """
     model.eval()
     found: dict[str, list[float]] = defaultdict(list)
@@ -59,6 +60,8 @@ def validate(
             with fabric.autocast():
                 mean, _, _ = model.reconstruct(views, batch["target"].repeat(2))
             image, mean = batch["image"], mean.float()
+            if model.spec.masked_loss:  # what is shown is no task then, and what comes out there means nothing
+                mean = torch.where(masks, mean, image)
             for row, suffix in enumerate(("", "_from_other") if batch["has_other"] else ("",)):
                 hidden = masks[row : row + 1] & (image > 0)
                 found[f"psnr_{key}{suffix}"].append(psnr(mean[row : row + 1], image, hidden))

@@ -1,0 +1,177 @@
+"""``brainmvp evaluate`` and ``brainmvp classify``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from napari_brainmvp.cli.console import progress_bar, say, table
+from napari_brainmvp.errors import BrainMVPError, FileError
+
+__all__ = ["classify", "evaluate"]
+
+
+def classify(
+    study: Annotated[list[Path], typer.Argument(help="A study's folder, or its files.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Classification model, by name or folder.")],
+    saliency: Annotated[Path | None, typer.Option(help="Also write what speaks for the class (.nii.gz).")] = None,
+    target: Annotated[str, typer.Option("--class", help="That class; default the most probable one.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Classify a study with a model of one's own."""
+    from napari_brainmvp.inference.classify import classify as run
+    from napari_brainmvp.io import read_study, write_image
+
+    if saliency is not None and saliency.exists():
+        raise FileError(f"{saliency} exists: choose another name for --saliency.")
+    loaded = read_study(study[0] if len(study) == 1 else study)
+    with progress_bar(quiet=as_json) as progress:
+        result = run(loaded, model, saliency=saliency is not None, target=target, device=device, progress=progress)
+    if saliency is not None and result.saliency is not None:
+        like = loaded.scans[loaded.reference].path
+        write_image(saliency, result.saliency, result.grid, like=like, description=f"for {result.saliency_class}")
+    if as_json:
+        report: dict[str, Any] = {
+            "study": loaded.name,
+            "model": result.model,
+            "class": result.best,
+            "probabilities": {name: round(p, 4) for name, p in result.probabilities.items()},
+            "device": result.device,
+            "seconds": round(result.seconds, 2),
+            "warnings": list(result.warnings),
+        }
+        say(json.dumps(report))
+        return
+    rows = [(name, f"{p:.0%}") for name, p in sorted(result.probabilities.items(), key=lambda item: -item[1])]
+    table(f"{loaded.name}: {result.model} on {result.device}, {result.seconds:.0f} s", ("Class", "Probability"), rows)
+    for warning in result.warnings:
+        say(f"Note: {warning}")
+
+
+def evaluate(
+    model: Annotated[list[str], typer.Option("--model", "-m", help="Model; repeat it to compare with the first.")],
+    data: Annotated[list[Path], typer.Option(help="Folder, BIDS tree or .json datalist with answers. Repeatable.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV to write: a line for each model, case and name.")],
+    labels: Annotated[
+        str, typer.Option(help="Label description: file, brats or brats-ped; default dataset.json.")
+    ] = "",
+    values: Annotated[str, typer.Option("--map", help="The data's value for each of the models': 4=2,5=1,6=4.")] = "",
+    participants: Annotated[str, typer.Option(help="Classes: a .tsv; default participants.tsv in the data.")] = "",
+    column: Annotated[str, typer.Option(help="Column of the classes.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the CSV if it exists.")] = False,
+) -> None:
+    """Measure models on studies whose answer is known: Dice, HD95 and volumes, or accuracy, AUC and F1."""
+    from napari_brainmvp.models import find_model, load_model
+    from napari_brainmvp.training.sources import DataSource, find_files
+
+    if out.exists() and not overwrite:
+        raise FileError(f"{out} exists: choose another name, or add --overwrite.")
+    entries = [find_model(name) for name in dict.fromkeys(model)]
+    task = entries[0].card.task
+    models = {entry.card.name: load_model(entry, task) for entry in entries}
+    found = [find_files(DataSource(path=str(path))) for path in data]
+    studies = [files for listed, _ in found for files in listed]
+    if task == "segmentation":
+        _segmentations(models, studies, data, labels, values, device, out)
+    elif task == "classification":
+        _classifications(models, studies, data, participants, column, device, out)
+    else:
+        raise BrainMVPError(f"{entries[0].card.name} is a {task} model: choose a segmentation or classification model.")
+    say(f"Wrote {out}")
+
+
+def _segmentations(
+    models: dict[str, Any], studies: list[Any], data: list[Path], labels: str, values: str, device: str, out: Path
+) -> None:
+    from napari_brainmvp.inference import SegmentOptions
+    from napari_brainmvp.io import write_text_atomic
+    from napari_brainmvp.training.evaluation import compare_segmentations, evaluate_segmentation, scores_csv
+    from napari_brainmvp.training.labels import LabelDescription, find_labels, read_labels
+
+    description = read_labels(labels) if labels else find_labels(data[0])
+    description = description or LabelDescription.of_card(next(iter(models.values())).card)
+    mapping = _mapping(values)
+    results, left_out = {}, []
+    with progress_bar() as progress:
+        for name, loaded in models.items():
+            options = SegmentOptions(device=device)
+            results[name], problems = evaluate_segmentation(
+                loaded, studies, description, values=mapping, options=options, progress=progress
+            )
+            left_out += problems
+    write_text_atomic(out, scores_csv(results))
+    rows = [
+        (
+            c.model,
+            c.name,
+            f"{c.dice:.3f}",
+            f"{c.hd95:.1f}",
+            f"{c.volume_error:.2f}",
+            "" if c.p != c.p else f"{c.difference:+.3f} (p = {c.p:.3f})",
+            str(c.n),
+        )
+        for c in compare_segmentations(results)
+    ]
+    table("Means over cases", ("Model", "Name", "Dice", "HD95, mm", "Error, ml", "Dice to the first", "n"), rows)
+    for problem in left_out:
+        say(f"Note: left out {problem.name}: {problem.reason}")
+
+
+def _mapping(text: str) -> dict[int, int] | None:
+    if not text:
+        return None
+    try:
+        return {int(own): int(theirs) for own, theirs in (pair.split("=") for pair in text.split(","))}
+    except ValueError as error:
+        raise BrainMVPError(f"--map {text}: write pairs of values, for example 4=2,5=1,6=4.") from error
+
+
+def _classifications(
+    models: dict[str, Any],
+    studies: list[Any],
+    data: list[Path],
+    participants: str,
+    column: str,
+    device: str,
+    out: Path,
+) -> None:
+    import numpy as np
+
+    from napari_brainmvp.io import read_participants, write_text_atomic
+    from napari_brainmvp.training.evaluation import classes_csv, evaluate_classification, mcnemar
+    from napari_brainmvp.training.metrics import class_scores
+
+    tables = (
+        [Path(participants)] if participants else [(p if p.is_dir() else p.parent) / "participants.tsv" for p in data]
+    )
+    classes = {name: value for path in tables for name, value in read_participants(path, column).items()}
+    results, left_out, rows = {}, [], []
+    with progress_bar() as progress:
+        for name, loaded in models.items():
+            results[name], problems = evaluate_classification(
+                loaded, studies, classes, device=device, progress=progress
+            )
+            left_out += problems
+    write_text_atomic(out, classes_csv(results))
+    first = next(iter(results.values()))
+    for number, (name, cases) in enumerate(results.items()):
+        order = list(models[name].card.classes)
+        probabilities = np.array([[case.probabilities[c] for c in order] for case in cases])
+        scores = class_scores(probabilities, np.array([order.index(case.truth) for case in cases]))
+        cells = [
+            f"{value:.3f} ({low:.2f} to {high:.2f})"
+            for value, (low, high) in (
+                (scores.accuracy, scores.accuracy_ci),
+                (scores.auc, scores.auc_ci),
+                (scores.f1, scores.f1_ci),
+            )
+        ]
+        rows.append((name, *cells, f"{mcnemar(first, cases):.3f}" if number else "", str(scores.n)))
+    table("With 95 % bootstrap intervals", ("Model", "Accuracy", "AUC", "F1", "p to the first", "n"), rows)
+    for problem in left_out:
+        say(f"Note: left out {problem.name}: {problem.reason}")

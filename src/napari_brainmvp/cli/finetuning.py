@@ -1,0 +1,109 @@
+"""``brainmvp finetune``."""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from napari_brainmvp.cli.console import say
+from napari_brainmvp.errors import BrainMVPError, FileError
+
+__all__ = ["finetune"]
+
+
+class Task(StrEnum):
+    """What a model is fine-tuned for."""
+
+    segmentation = "segmentation"
+    classification = "classification"
+
+
+def finetune(
+    out: Annotated[str, typer.Option("--out", "-o", help="Name of the new model.")],
+    data: Annotated[list[str], typer.Option(help="Folder, BIDS tree, .json datalist or synthetic:N. Repeatable.")] = [],  # noqa: B006
+    task: Annotated[Task, typer.Option(help="What to learn.")] = Task.segmentation,
+    init: Annotated[str, typer.Option(help="Model to start from, or scratch; default the one that ships.")] = "",
+    preset: Annotated[str, typer.Option(help="minutes, hour or paper.")] = "minutes",
+    labels: Annotated[
+        str, typer.Option(help="Label description: file, brats or brats-ped; default dataset.json.")
+    ] = "",
+    participants: Annotated[str, typer.Option(help="Classes: a .tsv; default participants.tsv in the data.")] = "",
+    column: Annotated[str, typer.Option(help="Column of the classes.")] = "",
+    max_steps: Annotated[int, typer.Option(min=0, help="Updates in all; 0 for the preset's.")] = 0,
+    folds: Annotated[int, typer.Option(min=0, help="Cross-validate first; 0 for not.")] = 0,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME beside your models.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    background: Annotated[bool, typer.Option("--background", help="Train in a background job.")] = False,
+    change: Annotated[list[str], typer.Option("--set", help="Any other setting: NAME=VALUE. Repeatable.")] = [],  # noqa: B006
+    cache: Annotated[Path | None, typer.Option(help="Folder for prepared studies.")] = None,
+) -> None:
+    """Fine-tune a model on a few annotated studies, or on studies with a class each."""
+    from napari_brainmvp.cli.pretraining import progress_lines, settings, sources, stop_on_signals
+    from napari_brainmvp.models import find_model, list_models, models_folder
+    from napari_brainmvp.training.finetuning.spec import FinetuneSpec, read_spec
+    from napari_brainmvp.training.labels import read_labels
+
+    folder = run or models_folder().parent / "runs" / out
+    spec: FinetuneSpec
+    if resume:
+        if data or change or max_steps:
+            raise BrainMVPError("A resumed run keeps its settings: leave out --data, --set and --max-steps.")
+        spec = _resumed(folder)
+    else:
+        if not data:
+            raise BrainMVPError("No data: say --data FOLDER, with a folder of annotated studies.")
+        changes: dict[str, Any] = {"task": task.value, "data": sources(data, ""), **settings(change)}
+        options = {"init": init, "participants": participants, "column": column, "max_steps": max_steps, "folds": folds}
+        changes |= {key: value for key, value in options.items() if value}
+        if labels:
+            changes["labels"] = read_labels(labels)
+        spec = read_spec(preset, changes)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", out):
+        raise BrainMVPError(f"{out!r} is not a model name: use up to 64 of a-z, 0-9, '.', '_' and '-'.")
+    if out in {entry.card.name for entry in list_models()}:
+        raise BrainMVPError(f"There already is a model {out!r}: choose another --out, or remove it first.")
+    if background:
+        _submit(spec, out, cache, of_its_own=run is not None or resume)
+        return
+
+    from napari_brainmvp.models import import_model
+    from napari_brainmvp.training.finetuning.engine import finetune as train
+
+    with progress_lines() as progress, stop_on_signals() as cancel:
+        made = train(spec, folder, resume=resume, cache=cache, progress=progress, cancel=cancel)
+    import_model(made, out)
+    entry = find_model(out)
+    for metric in entry.card.metrics:
+        say(f"{metric.name}: {metric.value:.3f} ({metric.data}, n = {metric.n})")
+    left_out = (folder / "problems.txt").read_text(encoding="utf-8").splitlines()
+    if left_out:
+        say(f"Note: {len(left_out)} studies were left out; {folder / 'problems.txt'} says why.")
+    say(f"Wrote model {out} ({entry.folder}).")
+
+
+def _submit(spec: Any, name: str, cache: Path | None, *, of_its_own: bool) -> None:
+    """Let a job train, and say how to follow it."""
+    from napari_brainmvp.jobs import submit_job, training_job
+
+    if of_its_own:
+        raise BrainMVPError("A background job has its own folder: leave out --run and --resume (brainmvp jobs resume).")
+    job = submit_job(training_job("finetune", spec, name, cache=cache))
+    say(f"Job {job.name} is {job.state}: follow it with brainmvp jobs logs -f {job.name}.")
+
+
+def _resumed(run: Path) -> Any:
+    """Read the specification a run was started with."""
+    from napari_brainmvp.training.finetuning.spec import FinetuneSpec
+
+    path = run / "spec.json"
+    if not path.is_file():
+        raise FileError(f"{run} holds no run to resume: start one without --resume.")
+    try:
+        return FinetuneSpec(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise BrainMVPError(f"{path} is no fine-tuning run's specification ({error}).") from error

@@ -1,0 +1,249 @@
+"""The *Classify* panel: one button, a bar for each class, and what speaks for one as a layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.utils.notifications import show_error, show_warning
+from qtpy.QtCore import QRectF, QSize, Qt, Signal
+from qtpy.QtGui import QColor, QPainter, QPaintEvent
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QFormLayout,
+    QHBoxLayout,
+    QProgressBar,
+    QPushButton,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_brainmvp.errors import StudyError
+from napari_brainmvp.models import list_models
+from napari_brainmvp.plugin.layers import Frame, scan_layer
+from napari_brainmvp.plugin.study_panel import StudyPanel
+from napari_brainmvp.plugin.style import ACCENT, heading, main_button, quiet
+from napari_brainmvp.plugin.work import Work
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
+from napari_brainmvp.study import Modality, Scan
+
+if TYPE_CHECKING:
+    from napari_brainmvp.inference import ClassificationResult
+
+__all__ = ["ClassifyPanel", "ProbabilityBars"]
+
+_ROW, _GAP, _PERCENT = 30, 6, 48
+
+
+class ProbabilityBars(QWidget):
+    """A horizontal bar for each class, the most probable one on top and in colour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[str, float]] = []
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.setAccessibleName("Class probabilities")
+        self.hide()
+
+    def show_probabilities(self, probabilities: dict[str, float]) -> None:
+        """Draw the bars."""
+        self.rows = sorted(probabilities.items(), key=lambda row: -row[1])
+        self.setAccessibleDescription(", ".join(f"{name} {p:.0%}" for name, p in self.rows))
+        self.setFixedHeight(self.sizeHint().height())
+        self.show()
+        self.update()
+
+    def sizeHint(self) -> QSize:
+        """Return the height of all rows."""
+        return QSize(200, len(self.rows) * (_ROW + _GAP))
+
+    def paintEvent(self, event: QPaintEvent | None) -> None:
+        """Paint track, bar, name and percentage of every class."""
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(Qt.PenStyle.NoPen)
+        width = float(self.width() - _PERCENT)
+        for index, (name, probability) in enumerate(self.rows):
+            row = QRectF(0, index * (_ROW + _GAP), width, _ROW)
+            painter.setBrush(QColor(127, 134, 146, 50))
+            painter.drawRoundedRect(row, 5, 5)
+            painter.setBrush(QColor(ACCENT if index == 0 else "#6b7480"))
+            painter.drawRoundedRect(QRectF(row.x(), row.y(), max(4.0, width * probability), _ROW), 5, 5)
+            painter.setPen(self.palette().text().color() if probability < 0.35 else QColor("white"))
+            left = Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft
+            painter.drawText(row.adjusted(10, 0, -6, 0), left, name)
+            painter.setPen(self.palette().text().color())
+            right = Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignRight
+            painter.drawText(QRectF(width, row.y(), _PERCENT, _ROW), right, f"{probability:.0%}")
+            painter.setPen(Qt.PenStyle.NoPen)
+
+
+class ClassifyPanel(QWidget):
+    """Classify the study of a Study panel.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    study : StudyPanel
+        Says what to classify.
+    """
+
+    finished = Signal()
+    """Emitted when a run has ended, however it ended."""
+
+    def __init__(self, viewer: Any, study: StudyPanel) -> None:
+        super().__init__()
+        self._viewer, self._study = viewer, study
+        self._work: Work | None = None
+        self.result: ClassificationResult | None = None
+        self.model = QComboBox()
+        self.saliency = QCheckBox("Show what speaks for the class")
+        self.button = main_button("Classify")
+        self.cancel = QPushButton("Cancel")
+        self.bar = QProgressBar()
+        self.status = quiet("")
+        self.bars = ProbabilityBars()
+        self.measured = quiet("")
+        self._build()
+        self.refresh_models()
+
+    def _build(self) -> None:
+        self.model.setToolTip("Classification models in your models folder.")
+        self.saliency.setToolTip("Grad-CAM as a layer: bright where the scan speaks for the most probable class.")
+        self.saliency.setChecked(True)
+        self.button.setToolTip("Classify the study")
+        self.bar.setTextVisible(False)
+        self.bar.setFixedHeight(8)
+        self.bar.setRange(0, 0)
+        form = QFormLayout()
+        form.addRow("Model", self.model)
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.button, 1)
+        buttons.addWidget(self.cancel)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(heading("Classify"))
+        layout.addLayout(form)
+        layout.addWidget(self.saliency)
+        layout.addLayout(buttons)
+        for part in (self.bar, self.status, self.bars, self.measured):
+            layout.addWidget(part)
+        for part in (self.cancel, self.bar):
+            part.hide()
+        self.button.clicked.connect(self.start)
+        self.cancel.clicked.connect(self.stop)
+        self.model.currentIndexChanged.connect(self._update)
+        self.model.activated.connect(lambda _: self._study.set_modalities(self.model.currentData().card.modalities))
+        self._study.changed.connect(self._update)
+
+    def refresh_models(self) -> None:
+        """List the installed classification models again."""
+        chosen = self.model.currentText()
+        self.model.clear()
+        for entry in list_models():
+            if entry.card.task == "classification":
+                self.model.addItem(entry.card.name, entry)
+                self.model.setItemData(self.model.count() - 1, entry.card.description, 3)  # Qt.ToolTipRole
+        self.model.setCurrentIndex(max(0, self.model.findText(chosen)))
+        self._update()
+
+    def _update(self) -> None:
+        entry, has_study = self.model.currentData(), bool(self._study.assigned())
+        self.button.setEnabled(self._work is None and entry is not None and has_study)
+        if self._work is not None:
+            return
+        if entry is None:
+            self.status.setText("No classification model yet: brainmvp finetune --task classification makes one.")
+        elif not has_study:
+            self.status.setText("Choose at least one layer in the Study panel.")
+        else:
+            self.status.setText("")
+        self.measured.setText("" if entry is None else _said(entry.card))
+
+    def start(self) -> None:
+        """Classify in the background."""
+        if self._work is not None:
+            return
+        self._study.set_modalities(self.model.currentData().card.modalities)
+        try:
+            make_study = self._study.study()
+        except StudyError as error:
+            show_warning(str(error))
+            return
+        folder, saliency, frame = self.model.currentData().folder, self.saliency.isChecked(), self._study.frame()
+
+        def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
+            from napari_brainmvp.inference.classify import classify
+
+            result = classify(make_study(), folder, saliency=saliency, progress=progress, cancel=cancel)
+            return result, None if result.saliency is None else _layer(result, frame)
+
+        work = Work(run)
+        work.progressed.connect(self._progressed)
+        work.done.connect(lambda made: self._done(made[0], made[1]))
+        work.failed.connect(lambda message: self._ended(message, show_error))
+        work.crashed.connect(self._crashed)
+        work.cancelled.connect(lambda: self._ended("Cancelled."))
+        self._work = work
+        for part in (self.cancel, self.bar):
+            part.show()
+        self._update()
+        work.start()
+
+    def stop(self) -> None:
+        """Ask the run to stop; it does between its steps."""
+        if self._work is not None:
+            self.status.setText("Cancelling…")
+            self._work.cancel()
+
+    def abandon(self) -> None:
+        """Forget a run because the window closes."""
+        if self._work is not None:
+            self._work.abandon()
+            self._work = None
+
+    def _progressed(self, progress: Progress) -> None:
+        self.status.setText(f"{progress.step}…")
+
+    def _done(self, result: ClassificationResult, layer: Any) -> None:
+        self.result = result
+        if layer is not None:
+            data, options, _ = layer
+            self._viewer.add_image(data, **options)
+        self.bars.show_probabilities(result.probabilities)
+        self._ended(" ".join((f"Done in {result.seconds:.0f} s on {result.device}.", *result.warnings)))
+
+    def _crashed(self, error: Exception) -> None:
+        self._ended("Something went wrong; see the notification.")
+        raise error
+
+    def _ended(self, message: str, notify: Any = None) -> None:
+        self._work = None
+        for part in (self.cancel, self.bar):
+            part.hide()
+        self._update()
+        self.status.setText(message)
+        if notify is not None:
+            notify(message)
+        self.finished.emit()
+
+
+def _said(card: Any) -> str:
+    """Say what was measured of a model, as its card has it."""
+    found = {m.name: m for m in card.metrics}
+    if "accuracy" not in found:
+        return "This model was not measured on studies it had not seen."
+    metric, interval = found["accuracy"], card.training.get("95 % intervals", {}).get("accuracy")
+    spread = f" ({interval[0]:.0%} to {interval[1]:.0%})" if interval else ""
+    return f"Right in {metric.value:.0%}{spread} of {metric.n} studies ({metric.data})."
+
+
+def _layer(result: ClassificationResult, frame: Frame) -> Any:
+    """Make the layer tuple of the saliency."""
+    name = f"Speaks for {result.saliency_class}"
+    scan = Scan(Modality("result", name, ""), np.asarray(result.saliency, np.float32), result.grid)
+    data, options, kind = scan_layer(scan, frame)
+    options |= {"colormap": "inferno", "contrast_limits": (0, 1), "opacity": 0.6, "blending": "additive", "name": name}
+    return data, options, kind

@@ -1,0 +1,318 @@
+"""From studies with a class each to a classification model: a linear probe for few, fine-tuning for more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.models import LoadedModel, Metric, ModelCard, NetworkSpec, save_model
+from napari_brainmvp.models.weights import build_network
+from napari_brainmvp.networks import ClassificationNetwork
+from napari_brainmvp.preparation import PreparationSpec
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
+from napari_brainmvp.training.finetuning.data import choose_modalities
+from napari_brainmvp.training.finetuning.model import freeze_batch_norm, make_templates, parameter_groups
+from napari_brainmvp.training.finetuning.run import Run
+from napari_brainmvp.training.finetuning.spec import SCRATCH, FinetuneSpec
+from napari_brainmvp.training.finetuning.studies import (
+    ClassifiedStudies,
+    Subject,
+    collect_classes,
+    load_volume,
+    stratified_folds,
+)
+from napari_brainmvp.training.finetuning.transfer import encoder_of, transfer
+from napari_brainmvp.training.finetuning.validation import fit_temperature
+from napari_brainmvp.training.loop import describe_run
+from napari_brainmvp.training.metrics import class_scores
+
+__all__ = ["ClassificationModel", "fit_probe", "train_classifier"]
+
+_REGULARISATION = 0.01
+"""Inverse strength C of the probe's ridge penalty on standardised features; fixed, so that nothing is tuned on."""
+_MOST_FOLDS = 5
+
+
+def train_classifier(
+    spec: FinetuneSpec,
+    run: Path,
+    source: LoadedModel | None,
+    cache: Path,
+    progress: ProgressCallback,
+    cancel: CancelToken | None,
+) -> Path:
+    """Train a classification model; called by :func:`~napari_brainmvp.training.finetuning.finetune`."""
+    preparation = source.card.preparation if source is not None else PreparationSpec()
+    subjects, problems = collect_classes(spec, preparation, cache, progress, cancel)
+    describe_run(run, spec, problems)
+    if (run / "model").exists():
+        return run / "model"
+    return _Classification(spec, run, source, subjects, progress, cancel).train()
+
+
+class ClassificationModel(nn.Module):
+    """A classification network in training."""
+
+    def __init__(self, network: ClassificationNetwork, spec: FinetuneSpec) -> None:
+        super().__init__()
+        self.network, self.spec = network, spec
+
+    def set_mode(self, done: float) -> None:
+        """Switch to training mode; batch normalisation as in segmentation."""
+        self.train()
+        if done >= max(self.spec.freeze_norm, 0.6 if self.spec.init == SCRATCH else 0.0):
+            freeze_batch_norm(self.network)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the cross entropy of a batch of ``image`` (B, C, H, W, D) and ``target`` (B,)."""
+        return {"loss": F.cross_entropy(self.network(batch["image"]).float(), batch["target"])}
+
+
+def fit_probe(features: NDArray[np.floating], targets: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
+    """Fit a logistic regression, rare classes weighted up, and write it as a linear layer.
+
+    Features are standardised by s = max(standard deviation, |mean| / 20): what hardly varies is not blown up, so that
+    rounding in half precision stays harmless.
+
+    Parameters
+    ----------
+    features : ndarray of shape (N, F)
+    targets : ndarray of shape (N,), 0 to K - 1
+        Every class occurs.
+
+    Returns
+    -------
+    weight : Tensor of shape (K, F), float32
+    bias : Tensor of shape (K,), float32
+    """
+    mean = features.mean(0)
+    scale = np.maximum(features.std(0), np.maximum(np.abs(mean) / 20, 1e-3))
+    regression = LogisticRegression(C=_REGULARISATION, class_weight="balanced", max_iter=2000)
+    regression.fit((features - mean) / scale, targets)
+    coefficients, intercept = regression.coef_, regression.intercept_
+    if len(coefficients) == 1:  # two classes: the first one's logit is 0
+        coefficients, intercept = np.vstack([0 * coefficients, coefficients]), np.array([0.0, intercept[0]])
+    weight = coefficients / scale
+    bias = intercept - weight @ mean
+    return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
+
+
+class _Classification:
+    """A run: the studies in memory, the network's description, and the two ways to train it."""
+
+    def __init__(
+        self,
+        spec: FinetuneSpec,
+        run: Path,
+        source: LoadedModel | None,
+        subjects: Sequence[Subject],
+        progress: ProgressCallback,
+        cancel: CancelToken | None,
+    ) -> None:
+        self.spec, self.run, self.source, self.progress, self.cancel = spec, run, source, progress, cancel
+        self.fabric = Fabric(accelerator=spec.accelerator, devices=1, precision=spec.precision)
+        studies = [subject.study for subject in subjects]
+        self.labels = [subject.label for subject in subjects]
+        self.classes = tuple(sorted(set(self.labels)))
+        self.targets = np.array([self.classes.index(label) for label in self.labels])
+        stacked = source is not None and source.card.task == "segmentation"
+        self.modalities = spec.modalities or (
+            source.card.modalities if source is not None and stacked else choose_modalities(studies)
+        )
+        self.templates = make_templates(self.modalities, source, studies)
+        self.volumes = [load_volume(study, self.modalities, self.templates, spec.size) for study in studies]
+        frozen = spec.encoder_rate == 0 or len(studies) <= spec.probe_up_to
+        self.probe = source is not None and frozen
+        own = source.card.network.in_channels if source is not None else len(self.modalities)
+        self.network = NetworkSpec(
+            in_channels=1 if own == 1 else len(self.modalities),
+            out_channels=len(self.classes),
+            deep_supervision=False,
+            hidden=0 if self.probe else spec.hidden,
+            **encoder_of(source, spec.encoder).model_dump(),
+        )
+
+    def train(self) -> Path:
+        """Measure on studies held out, then write the model that is kept."""
+        smallest = min(self.labels.count(name) for name in self.classes)
+        if self.probe:
+            return self._train_probe(smallest)
+        wanted = self.spec.folds
+        if wanted:
+            folds = stratified_folds(self.labels, min(wanted, len(self.labels)), self.spec.seed)
+            logits, indices = [], []
+            for number, held in enumerate(folds):
+                train = [k for k in range(len(self.labels)) if k not in held]
+                _, _, made = self._fine_tune(
+                    self.run / f"fold-{number + 1}", train, held, f"Fold {number + 1} of {len(folds)}: "
+                )
+                logits.append(made)
+                indices += held
+            model, step, _ = self._fine_tune(self.run, list(range(len(self.labels))), [])
+            return self._finish(model, torch.cat(logits), indices, f"{len(folds)}-fold cross-validation", step)
+        held = self._held_out(smallest)
+        train = [k for k in range(len(self.labels)) if k not in held]
+        model, step, made = self._fine_tune(self.run, train, held)
+        return self._finish(model, made, held, "held-out studies", step)
+
+    def _held_out(self, smallest: int) -> list[int]:
+        """Hold out about a fifth of every class, as long as each keeps a study to train on."""
+        if smallest < 2 or self.spec.held_out == 0:
+            return []
+        share = self.spec.held_out or max(1, len(self.labels) // 5)
+        rng = np.random.default_rng(self.spec.seed)
+        held = []
+        for target in range(len(self.classes)):
+            members = np.flatnonzero(self.targets == target)
+            count = min(len(members) - 1, max(1, round(share * len(members) / len(self.labels))))
+            held += [int(k) for k in rng.permutation(members)[:count]]
+        return sorted(held)
+
+    def _train_probe(self, smallest: int) -> Path:
+        """Fit a linear layer on frozen features; measured by cross-validation, which costs nothing here."""
+        network = self._build()
+        features, mirrored = self._features(network)
+        folds = (
+            stratified_folds(self.labels, min(_MOST_FOLDS, len(self.labels)), self.spec.seed) if smallest > 1 else []
+        )
+        logits, indices = [], []
+        for held in folds:
+            train = np.setdiff1d(np.arange(len(self.labels)), held)
+            if len(set(self.targets[train])) < len(self.classes):
+                continue
+            weight, bias = fit_probe(np.vstack([features[train], mirrored[train]]), np.tile(self.targets[train], 2))
+            logits.append(torch.from_numpy(features[held]) @ weight.T + bias)
+            indices += held
+        weight, bias = fit_probe(np.vstack([features, mirrored]), np.tile(self.targets, 2))
+        head = network.head
+        assert isinstance(head, nn.Linear)
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
+        made = torch.cat(logits) if logits else torch.zeros(0, len(self.classes))
+        return self._finish(network, made, indices, f"{len(folds)}-fold cross-validation", 0)
+
+    def _build(self) -> ClassificationNetwork:
+        torch.manual_seed(self.spec.seed)
+        network = build_network(self._card((), {}))
+        assert isinstance(network, ClassificationNetwork)
+        if self.source is not None:
+            transfer(network, self.source, self.modalities if self.network.in_channels > 1 else self.modalities[:1])
+        return network
+
+    @torch.no_grad()
+    def _features(self, network: ClassificationNetwork) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Describe every study and its left-right mirror image by pooled features, (N, F) each."""
+        network.eval().to(self.fabric.device)
+        rows: list[list[Tensor]] = [[], []]
+        for number, (image, _) in enumerate(self.volumes):
+            if self.cancel is not None:
+                self.cancel.raise_if_cancelled()
+            for row, view in zip(rows, (image, image.flip(1)), strict=True):
+                x = view[None].float().to(self.fabric.device)
+                with self.fabric.autocast():
+                    row.append(network.pool(network.stages(x), 1).cpu())
+            self.progress(Progress("Describing studies", number + 1, len(self.volumes)))
+        network.cpu()
+        first, second = (torch.cat(row).numpy() for row in rows)
+        return first, second
+
+    def _fine_tune(
+        self, folder: Path, train: Sequence[int], held: Sequence[int], prefix: str = ""
+    ) -> tuple[ClassificationNetwork, int, Tensor]:
+        """Train the network and return it with its logits of the studies held out."""
+        folder.mkdir(parents=True, exist_ok=True)
+        model = ClassificationModel(self._build(), self.spec)
+
+        def progress(report: Progress) -> None:
+            self.progress(Progress(prefix + report.step, report.done, report.total))
+
+        def validate(average: ClassificationModel, picture: Path | None) -> dict[str, float]:
+            if not held:
+                return {}
+            logits = self._logits(average.network, held)
+            truth = torch.from_numpy(self.targets[list(held)])
+            loss = float(F.cross_entropy(logits, truth))
+            return {"score": -loss, "loss": loss, "accuracy": float((logits.argmax(1) == truth).float().mean())}
+
+        groups = parameter_groups(model.network, self.spec, train_stem=False)
+        loop = Run(self.fabric, self.spec, folder, model, groups, self.spec.steps(len(train)), validate)
+        step = loop.restore()
+        chosen, targets = [self.volumes[k] for k in train], self.targets[list(train)].tolist()
+        stream = ClassifiedStudies(chosen, targets, self.templates.fill(self.spec.size), self.spec, step)
+        loader = DataLoader(stream, batch_size=None, num_workers=self.spec.workers)
+        loop.train(iter(loader), step, progress, self.cancel)
+        best, at = loop.result()
+        return best.network, at, self._logits(best.network, held)
+
+    @torch.no_grad()
+    def _logits(self, network: ClassificationNetwork, indices: Sequence[int]) -> Tensor:
+        rows = [torch.zeros(0, len(self.classes))]
+        for k in indices:
+            with self.fabric.autocast():
+                rows.append(network(self.volumes[k][0][None].float().to(self.fabric.device)).float().cpu())
+        return torch.cat(rows)
+
+    def _card(self, metrics: Sequence[Metric], facts: dict[str, Any]) -> ModelCard:
+        start = "random weights" if self.source is None else self.source.card.name
+        counts = ", ".join(f"{self.labels.count(name)} {name}" for name in self.classes)
+        return ModelCard(
+            name="classifier",
+            title="Classifier",
+            description=f"Tells apart {', '.join(self.classes)}; trained from {start} on {counts}.",
+            task="classification",
+            network=self.network,
+            modalities=self.modalities,
+            classes=self.classes,
+            preparation=self.source.card.preparation if self.source is not None else PreparationSpec(),
+            patch_size=self.spec.size,
+            fill_missing="template",
+            training=facts,
+            metrics=tuple(metrics),
+        )
+
+    def _finish(
+        self, network: ClassificationNetwork, logits: Tensor, indices: Sequence[int], data: str, step: int
+    ) -> Path:
+        """Calibrate on the logits of studies held out, score them, and write the model."""
+        temperature, metrics, intervals = 1.0, [], {}
+        if len(indices):
+            truth = self.targets[list(indices)]
+            hot = F.one_hot(torch.from_numpy(truth), len(self.classes)).float()
+            smooth = (hot * len(truth) + 1) / (len(truth) + len(self.classes))  # Platt (1999): few are no certainty
+            temperature = fit_temperature(logits, smooth, "softmax")
+            scores = class_scores((logits / temperature).softmax(1).numpy(), truth, self.spec.seed)
+            for name in ("accuracy", "auc", "f1"):
+                value = getattr(scores, name)
+                if not np.isnan(value):
+                    metrics.append(
+                        Metric(data=data, name=name, value=round(value, 4), n=scores.n, script="brainmvp finetune")
+                    )
+                    intervals[name] = [round(edge, 4) for edge in getattr(scores, f"{name}_ci")]
+        last = network.head if isinstance(network.head, nn.Linear) else network.head[-1]  # type: ignore[index]
+        if not isinstance(last, nn.Linear):
+            raise BrainMVPError("The head does not end in a linear layer.")
+        with torch.no_grad():
+            last.weight.div_(temperature)
+            last.bias.div_(temperature)
+        facts = {
+            "cases": {name: self.labels.count(name) for name in self.classes},
+            "init": self.spec.init,
+            "method": "linear probe on frozen features" if self.probe else "fine-tuning",
+            "step": step,
+            "temperature": round(temperature, 4),
+            "95 % intervals": intervals,
+            "recipe": self.spec.model_dump(mode="json", exclude={"labels"}),
+        }
+        return save_model(self.run / "model", self._card(metrics, facts), network.cpu(), self.templates)

@@ -1,0 +1,247 @@
+"""The run: annotated studies in, a segmentation model out; classification has a module of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch.utils.data import DataLoader
+
+from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.models import LoadedModel, ModelCard, NetworkSpec, find_model, load_model, save_model
+from napari_brainmvp.models.weights import build_network
+from napari_brainmvp.networks import SegmentationNetwork
+from napari_brainmvp.preparation import PreparationSpec
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
+from napari_brainmvp.training.cache import CachedStudy, cache_folder
+from napari_brainmvp.training.checkpoints import last_checkpoint
+from napari_brainmvp.training.finetuning.data import Case, LabelledCrops, choose_modalities, collect, split
+from napari_brainmvp.training.finetuning.model import SegmentationModel, make_templates, parameter_groups
+from napari_brainmvp.training.finetuning.run import Run
+from napari_brainmvp.training.finetuning.spec import SCRATCH, FinetuneSpec
+from napari_brainmvp.training.finetuning.transfer import network_spec, transfer
+from napari_brainmvp.training.finetuning.validation import (
+    CropValidation,
+    card_metrics,
+    measure,
+    write_scores,
+)
+from napari_brainmvp.training.labels import LabelDescription
+from napari_brainmvp.training.loop import describe_run
+from napari_brainmvp.training.memory import keep_freed_memory
+from napari_brainmvp.training.metrics import CaseScores
+
+__all__ = ["finetune"]
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(
+    spec: FinetuneSpec,
+    run: Path,
+    *,
+    resume: bool = False,
+    cache: Path | None = None,
+    progress: ProgressCallback = no_progress,
+    cancel: CancelToken | None = None,
+) -> Path:
+    """Fine-tune a model on annotated studies, or on studies with a class each.
+
+    Parameters
+    ----------
+    spec : FinetuneSpec
+    run : Path
+        Folder for ``spec.json``, ``problems.txt``, ``metrics.csv``, ``validation.csv``, ``held_out.csv``,
+        ``pictures``, checkpoints and, in the end, ``model``; with cross-validation also ``fold-1`` and so on.
+    resume : bool
+        Go on from the last checkpoint; without, the folder must not hold one.
+    cache : Path, optional
+        Where prepared studies are kept; default :func:`~napari_brainmvp.training.cache.cache_folder`.
+    progress, cancel
+        Called and asked at every step. A cancelled run writes a checkpoint first.
+
+    Returns
+    -------
+    Path
+        The model's folder.
+
+    Raises
+    ------
+    BrainMVPError
+        The folder holds another run, there is nothing to train on, or the model to start from cannot be used.
+    Cancelled
+        After the checkpoint is written.
+    """
+    if not resume and (last_checkpoint(run) is not None or (run / "model").exists()):
+        raise BrainMVPError(f"{run} already holds a run: resume it, or choose another folder.")
+    keep_freed_memory()
+    torch.set_flush_denormal(True)
+    source = None
+    if spec.init != SCRATCH:
+        entry = find_model(spec.init)
+        source = load_model(entry, entry.card.task)
+    if spec.task == "classification":
+        from napari_brainmvp.training.finetuning.classification import train_classifier
+
+        return train_classifier(spec, run, source, cache or cache_folder(), progress, cancel)
+    preparation = source.card.preparation if source is not None else PreparationSpec()
+    studies, labels, problems = collect(spec, preparation, cache or cache_folder(), progress, cancel)
+    describe_run(run, spec, problems)
+    job = _Segmentation(spec, run, source, studies, labels, progress, cancel)
+    if (run / "model").exists():
+        return run / "model"
+    return job.cross_validate() if spec.folds else job.train_once()
+
+
+class _Segmentation:
+    """Everything that stays the same over the folds of a run."""
+
+    def __init__(
+        self,
+        spec: FinetuneSpec,
+        run: Path,
+        source: LoadedModel | None,
+        studies: list[CachedStudy],
+        labels: LabelDescription,
+        progress: ProgressCallback,
+        cancel: CancelToken | None,
+    ) -> None:
+        self.spec, self.run, self.source, self.studies, self.labels = spec, run, source, studies, labels
+        self.progress, self.cancel = progress, cancel
+        self.fabric = Fabric(accelerator=spec.accelerator, devices=1, precision=spec.precision)
+        self.preparation = source.card.preparation if source is not None else PreparationSpec()
+        self.modalities = self._modalities()
+        self.network: NetworkSpec = network_spec(
+            source, spec.encoder, len(self.modalities), len(labels.channels), spec.deep_supervision
+        )
+
+    def _modalities(self) -> tuple[str, ...]:
+        """Return the input channels: those asked for, those of the model, or those most studies have."""
+        if self.spec.modalities:
+            return self.spec.modalities
+        if self.source is not None and self.source.card.task == "segmentation":
+            return self.source.card.modalities
+        return choose_modalities(self.studies)
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """The window in which the model will be used."""
+        if self.source is not None and self.source.card.task == "segmentation":
+            return self.source.card.patch_size
+        return (self.spec.crop, self.spec.crop, self.spec.crop)
+
+    def train_once(self) -> Path:
+        """Train on all but what is held out, and measure on that."""
+        train, held = split(self.studies, self.spec, self.labels)
+        model, facts, scores = self.train(self.run, train, held)
+        kind = "slices kept back of the training cases" if held and held[0].slices else "held-out cases"
+        return self.finish(model, facts, scores, kind, len(train))
+
+    def cross_validate(self) -> Path:
+        """Measure on every case by a model that has not seen it, then train on all of them."""
+        folds = min(self.spec.folds, len(self.studies))
+        if folds < 2:
+            raise BrainMVPError("Cross-validation needs two studies or more: leave out folds, or add studies.")
+        scores: list[CaseScores] = []
+        best = []
+        for fold in range(folds):
+            held = [Case(study) for study in self.studies[fold::folds]]
+            train = [Case(s) for k, s in enumerate(self.studies) if k % folds != fold]
+            _, facts, found = self.train(self.run / f"fold-{fold + 1}", train, held, f"Fold {fold + 1} of {folds}: ")
+            scores += found
+            best.append(int(facts["step"]))
+        cases = [Case(study) for study in self.studies]
+        model, facts, _ = self.train(self.run, cases, [])
+        facts |= {"cross-validation": f"{folds} folds", "best steps of the folds": best}
+        return self.finish(model, facts, scores, f"{folds}-fold cross-validation", len(cases))
+
+    def train(
+        self, folder: Path, train: Sequence[Case], held: Sequence[Case], prefix: str = ""
+    ) -> tuple[SegmentationModel, dict[str, Any], list[CaseScores]]:
+        """Train one model, resuming where its folder has a checkpoint."""
+        spec = self.spec
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def progress(report: Progress) -> None:
+            self.progress(Progress(prefix + report.step, report.done, report.total))
+
+        torch.manual_seed(spec.seed)
+        model, facts, widened = self._model([case.study for case in train])
+        crops = LabelledCrops(held, self.modalities, self.labels, spec)
+        validation = CropValidation(crops, self.labels, self.fabric)
+        groups = parameter_groups(model.network, spec, train_stem=widened)
+        loop = Run(self.fabric, spec, folder, model, groups, spec.steps(len(train)), validation)
+        step = loop.restore()
+        stream = LabelledCrops(train, self.modalities, self.labels, spec, step)
+        loader = DataLoader(stream, batch_size=None, num_workers=spec.workers)
+        loop.train(iter(loader), step, progress, self.cancel)
+        best, at = loop.result()
+        temperature = validation.temperature(best)
+        spacing = self.preparation.spacing
+        scores = measure(best, held, crops, self.patch, spacing, self.fabric, progress, self.cancel)
+        if scores:
+            write_scores(folder / "held_out.csv", scores)
+        return best, {**facts, "step": at, "temperature": round(temperature, 4)}, scores
+
+    def _model(self, studies: Sequence[CachedStudy]) -> tuple[SegmentationModel, dict[str, Any], bool]:
+        """Make the network, from the source's weights where there is one."""
+        card = self._card((), {}, 1)
+        network = build_network(card)
+        assert isinstance(network, SegmentationNetwork)
+        facts: dict[str, Any] = {"init": self.spec.init}
+        widened = False
+        if self.source is not None:
+            done = transfer(network, self.source, self.modalities, self.labels.channels)
+            facts["transferred tensors"] = len(done.taken) + len(done.adapted)
+            facts["new tensors"] = len(done.new)
+            widened = done.widened
+            logger.info(
+                "From %s: %d tensors, %d new.", self.spec.init, len(done.taken) + len(done.adapted), len(done.new)
+            )
+        templates = make_templates(self.modalities, self.source, studies)
+        return SegmentationModel(network, templates, self.labels, self.spec), facts, widened
+
+    def _card(self, metrics: Sequence[Any], facts: dict[str, Any], cases: int) -> ModelCard:
+        labels = self.labels
+        painted = labels.painted if labels.regions else (0, *labels.painted)
+        start = "random weights" if self.source is None else self.source.card.name
+        return ModelCard(
+            name="finetuned",
+            title="Fine-tuned model",
+            description=f"{', '.join(labels.names)}; fine-tuned from {start} on {cases} studies.",
+            task="segmentation",
+            network=self.network,
+            modalities=self.modalities,
+            labels=labels.card_labels(),
+            channels=painted,
+            activation="sigmoid" if labels.regions else "softmax",
+            preparation=self.preparation,
+            patch_size=self.patch,
+            fill_missing="template",
+            training=facts,
+            metrics=tuple(metrics),
+        )
+
+    def finish(
+        self, model: SegmentationModel, facts: dict[str, Any], scores: list[CaseScores], data: str, cases: int
+    ) -> Path:
+        """Write the model: calibrated, without the heads that only training needs."""
+        self.network = self.network.model_copy(update={"deep_supervision": False})
+        training = {
+            "cases": cases,
+            **facts,
+            "labels": self.labels.model_dump(mode="json"),
+            "recipe": self.spec.model_dump(mode="json", exclude={"labels"}),
+        }
+        card = self._card(card_metrics(scores, data), training, cases)
+        plain = build_network(card)
+        state = model.network.state_dict()
+        plain.load_state_dict({key: value.cpu() for key, value in state.items() if not key.startswith("ms_out.")})
+        with torch.no_grad():
+            for parameter in plain.decoder.out.parameters():  # type: ignore[union-attr]
+                parameter /= facts["temperature"]
+        return save_model(self.run / "model", card, plain, model.templates.cpu())

@@ -1,0 +1,157 @@
+"""Start a network from another model's weights, whatever that was trained for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from napari_brainmvp.errors import ModelError
+from napari_brainmvp.models import LoadedModel, ModelCard, NetworkSpec
+from napari_brainmvp.networks import UNIFORMER_COMPACT, UNIFORMER_SMALL, EncoderSpec
+
+__all__ = ["Transfer", "encoder_of", "network_spec", "transfer"]
+
+_STEMS = ("encoder.patch_embed1.proj.weight", "decoder.proj1.proj.weight")
+"""Convolutions of the raw input: their second axis is modalities."""
+_HEAD = "decoder.out.conv.conv."
+COMPACT_FULL_RESOLUTION = 16
+"""Channels of the decoder at full resolution with the compact encoder, as in the shipped models."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What became of a network's tensors.
+
+    Parameters
+    ----------
+    taken, adapted, new : tuple of str
+        Names of tensors that are the source's, that were made from the source's by averaging or choosing channels,
+        and that keep their random start.
+    """
+
+    taken: tuple[str, ...]
+    adapted: tuple[str, ...]
+    new: tuple[str, ...]
+
+    @property
+    def widened(self) -> bool:
+        """Whether the encoder now sees more modalities than it was trained on, averaged at first."""
+        return _STEMS[0] in self.adapted
+
+
+def encoder_of(source: LoadedModel | None, size: str) -> EncoderSpec:
+    """Return the sizes of a model's encoder, or those called ``"compact"`` or ``"small"``.
+
+    Raises
+    ------
+    ModelError
+        The model has another kind of encoder.
+    """
+    if source is None:
+        return UNIFORMER_COMPACT if size == "compact" else UNIFORMER_SMALL
+    spec = source.card.network
+    if spec.architecture != "uniformer":
+        raise ModelError(f"{source.card.name} has the architecture {spec.architecture}: choose a uniformer model.")
+    return EncoderSpec(channels=spec.channels, depths=spec.depths, head_size=spec.head_size, mlp_ratio=spec.mlp_ratio)
+
+
+def network_spec(source: LoadedModel | None, size: str, in_channels: int, out_channels: int, deep: bool) -> NetworkSpec:
+    """Describe the segmentation network that a model's weights fit into."""
+    full = source.card.network.full_resolution_channels if source is not None else None
+    encoder = encoder_of(source, size)
+    if source is None and encoder == UNIFORMER_COMPACT:
+        full = COMPACT_FULL_RESOLUTION
+    return NetworkSpec(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        full_resolution_channels=full,
+        deep_supervision=deep,
+        **encoder.model_dump(),
+    )
+
+
+@torch.no_grad()
+def transfer(
+    network: nn.Module, source: LoadedModel, modalities: Sequence[str], channels: Sequence[str] = ()
+) -> Transfer:
+    """Copy weights by name, in place.
+
+    Stems are made channel by channel: a modality the source has takes its own weights; any other takes the mean over
+    the source's, and a single-modality stem is shared out equally, so that the same image in all channels gives what
+    the source gave for it. Output channels are taken over where their names are the same and decided in the same way;
+    everything else keeps its random start.
+
+    Parameters
+    ----------
+    network : Module
+        A segmentation or classification network with an encoder of the source's sizes.
+    source : LoadedModel
+    modalities : sequence of str
+        Input channels of ``network``.
+    channels : sequence of str
+        Names of its output channels.
+    """
+    given = _names_of_segmentation(source.network.state_dict())
+    state = network.state_dict()
+    taken: list[str] = []
+    adapted: list[str] = []
+    new: list[str] = []
+    for key, tensor in state.items():
+        value = given.get(key)
+        if value is not None and key in _STEMS and tensor.shape[0] == value.shape[0]:
+            stem = _stem(value, source.card, modalities)
+            same = stem.shape == value.shape and bool((stem == value).all())
+            (taken if same else adapted).append(key)
+            state[key] = stem
+        elif key.startswith(_HEAD):
+            rows = _same_channels(source.card, channels)
+            if value is not None and rows and tensor.shape[1:] == value.shape[1:]:
+                for row, old in rows.items():
+                    tensor[row] = value[old]
+            (taken if len(rows) == len(tensor) else adapted if rows else new).append(key)
+        elif value is not None and value.shape == tensor.shape:
+            state[key] = value
+            taken.append(key)
+        else:
+            new.append(key)
+    network.load_state_dict(state)
+    return Transfer(tuple(taken), tuple(adapted), tuple(new))
+
+
+def _names_of_segmentation(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a pre-training network's tensors to the segmentation network's.
+
+    The reconstruction network scales a block's output for each target; the mean scale goes into the transposed
+    convolution that comes next, which gives the same there. (The shift is left out: instance normalisation removes it.)
+    """
+    renamed = {re.sub(r"^encoder\.uniformer\.", "encoder.", key): value for key, value in state.items()}
+    for index, block in enumerate(("decoder4", "decoder3", "decoder2")):
+        condition = state.get(f"conditions.{index}.embedding.weight")
+        if condition is not None:
+            scale = 1 + condition.mean(0).chunk(2)[0]
+            key = f"decoder.{block}.transp_conv.conv.weight"
+            renamed[key] = renamed[key] * scale[:, None, None, None, None]
+    return renamed
+
+
+def _stem(weight: Tensor, card: ModelCard, modalities: Sequence[str]) -> Tensor:
+    """Make the stem (O, C', ...) for other modalities from a stem (O, C, ...)."""
+    if weight.shape[1] == 1:
+        return weight.expand(-1, len(modalities), *weight.shape[2:]) / len(modalities)
+    order = list(card.modalities)
+    mean = weight.mean(1, keepdim=True)
+    columns = [weight[:, order.index(m)][:, None] if m in order else mean for m in modalities]
+    return torch.cat(columns, 1)
+
+
+def _same_channels(card: ModelCard, channels: Sequence[str]) -> dict[int, int]:
+    """Pair output channels of the same name, new to old; regions and exclusive labels do not mix."""
+    if card.task != "segmentation" or (card.activation == "softmax") != ("background" in channels):
+        return {}
+    names = {0: "background", **{label.value: label.name.lower() for label in card.labels}}
+    old = [names[value] for value in card.channels]
+    return {row: old.index(name.lower()) for row, name in enumerate(channels) if name.lower() in old}

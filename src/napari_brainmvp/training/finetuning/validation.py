@@ -1,0 +1,248 @@
+"""What fine-tuning measures: a quick score on crops while it runs, and whole held-out volumes at its end."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from napari_brainmvp.inference.device import choose_dtype
+from napari_brainmvp.inference.windows import SlidingWindow
+from napari_brainmvp.io.atomic import atomic_path, write_text_atomic
+from napari_brainmvp.models import Metric
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
+from napari_brainmvp.training.finetuning.data import Batch, Case, LabelledCrops
+from napari_brainmvp.training.finetuning.model import SegmentationModel
+from napari_brainmvp.training.finetuning.objective import Activation, segmentation_loss, truth
+from napari_brainmvp.training.labels import LabelDescription
+from napari_brainmvp.training.metrics import CaseScores, region_scores
+
+__all__ = ["CropValidation", "card_metrics", "measure", "write_scores"]
+
+_CROPS = 6
+"""Crops of each held-out case that are looked at during training."""
+_VOXELS = 4000
+"""Voxels of each of them that the temperature is fitted on."""
+
+
+class CropValidation:
+    """The same crops of held-out cases, looked at again and again.
+
+    Parameters
+    ----------
+    crops : LabelledCrops
+        Of the held-out cases.
+    labels : LabelDescription
+    fabric : Fabric
+    """
+
+    def __init__(self, crops: LabelledCrops, labels: LabelDescription, fabric: Fabric) -> None:
+        self.labels, self.fabric = labels, fabric
+        self.batches = [self._to_device(b) for case in crops.cases for b in _centred(crops, case)]
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return {key: value[None].to(self.fabric.device) for key, value in batch.items()}
+
+    @torch.no_grad()
+    def __call__(self, model: SegmentationModel, picture: Path | None) -> dict[str, float]:
+        """Return the pooled Dice of every name that occurs, their mean as ``score``, and the ``loss``.
+
+        Parameters
+        ----------
+        model : SegmentationModel
+            In eval mode.
+        picture : Path or None
+            PNG to write: the first channel, the truth and the prediction, a row for each crop.
+        """
+        if not self.batches:
+            return {}
+        names, first = self.labels.names, 0 if self.labels.regions else 1
+        sums = np.zeros((3, len(names)))
+        losses, rows = [], []
+        for batch in self.batches:
+            with self.fabric.autocast():
+                logits = model.predict(batch).float()
+            target, labelled = truth(batch["rows"], model.table)
+            losses.append(float(segmentation_loss(logits, target, labelled, model.activation, model.spec.dice)))
+            found = decide(logits, model.activation) * labelled
+            pairs = ((found * target), found, target)
+            sums += [part[:, first:].sum((0, 2, 3, 4)).cpu().numpy() for part in pairs]
+            rows.append(_row(batch["image"], target[:, first:], found[:, first:]))
+        overlap, found_sum, true_sum = sums
+        scores = {
+            f"dice_{name}": float(2 * overlap[k] / (found_sum[k] + true_sum[k]))
+            for k, name in enumerate(names)
+            if found_sum[k] + true_sum[k]
+        }
+        if picture is not None:
+            grey = np.concatenate(rows[:8])
+            with atomic_path(picture) as temporary:
+                Image.fromarray((255 * grey.clip(0, 1)).astype(np.uint8)).save(temporary)
+        mean = float(np.mean(list(scores.values()))) if scores else 0.0
+        every = {f"dice_{name}": scores.get(f"dice_{name}", float("nan")) for name in names}
+        return {"score": mean, "loss": float(np.mean(losses)), **every}
+
+    @torch.no_grad()
+    def temperature(self, model: SegmentationModel) -> float:
+        """Find the T in 0.25..4 for which logits / T are most likely on held-out voxels; 1 with nothing held out."""
+        logits, targets = [], []
+        for batch in self.batches:
+            with self.fabric.autocast():
+                made = model.predict(batch).float()
+            target, labelled = truth(batch["rows"], model.table)
+            index = labelled.flatten().nonzero()[:, 0]
+            index = index[:: max(1, len(index) // _VOXELS)]
+            logits.append(made.movedim(1, -1).flatten(0, 3)[index])
+            targets.append(target.movedim(1, -1).flatten(0, 3)[index])
+        if not logits:
+            return 1.0
+        return fit_temperature(torch.cat(logits), torch.cat(targets), model.activation)
+
+
+def fit_temperature(logits: Tensor, target: Tensor, activation: Activation) -> float:
+    """Minimise the cross entropy of logits / T (Guo et al., ICML 2017) over a fine grid of T from 0.25 to 4.
+
+    Parameters
+    ----------
+    logits, target : Tensor of shape (N, K)
+        Targets are 0 or 1.
+    activation : {"softmax", "sigmoid"}
+    """
+    best, chosen = float("inf"), 1.0
+    for t in np.exp(np.linspace(np.log(0.25), np.log(4), 65)):
+        scaled = logits / float(t)
+        if activation == "softmax":
+            loss = float(-(target * F.log_softmax(scaled, 1)).sum(1).mean())
+        else:
+            loss = float(F.binary_cross_entropy_with_logits(scaled, target))
+        if loss < best:
+            best, chosen = loss, float(t)
+    return chosen
+
+
+def decide(logits: Tensor, activation: Activation) -> Tensor:
+    """Turn logits (B, K, ...) into 0 and 1 of the same shape: the largest, or all above 0 for regions."""
+    if activation == "sigmoid":
+        return (logits > 0).float()
+    return F.one_hot(logits.argmax(1), logits.shape[1]).movedim(-1, 1).float()
+
+
+def _centred(crops: LabelledCrops, case: Case) -> list[Batch]:
+    """Cut crops around voxels of every label in turn, in the part of the case that is held out."""
+    size, shape = crops.spec.crop, np.array(case.study.volumes.shape[1:])
+    rows = crops.labels.rows(np.asarray(case.study.labels))
+    if case.slices:
+        outside = np.ones(rows.shape[2], bool)
+        outside[slice(*case.slices)] = False
+        rows[..., outside] = -1
+    rng = np.random.default_rng(crops.spec.seed)
+    kinds = [row for row in np.unique(rows) if row > 0] or [0]
+    found = []
+    for k in range(_CROPS):
+        places = np.flatnonzero(rows == kinds[k % len(kinds)])
+        if len(places) == 0:
+            continue
+        voxel = np.array(np.unravel_index(places[rng.integers(len(places))], rows.shape))
+        start = np.clip(voxel - size // 2, np.minimum(0, shape - size), np.maximum(0, shape - size))
+        found.append(crops.cut(case, start, training=False))
+    return found
+
+
+def _row(image: Tensor, target: Tensor, found: Tensor) -> NDArray[np.float32]:
+    """Lay the slice with most truth side by side, anterior up: first channel, truth, prediction."""
+    middle = int(target.sum((0, 1, 2, 3)).argmax())
+    shown = image[0, int(image[0].sum((1, 2, 3)).argmax()), :, :, middle] / 2
+    steps = torch.arange(1, target.shape[1] + 1, device=target.device)[:, None, None] / target.shape[1]
+    maps = [(part[0, ..., middle] * steps).amax(0) for part in (target, found)]
+    return np.concatenate([tile.float().cpu().numpy().T[::-1] for tile in (shown, *maps)], 1)
+
+
+def measure(
+    model: SegmentationModel,
+    cases: Sequence[Case],
+    crops: LabelledCrops,
+    patch: tuple[int, int, int],
+    spacing: float,
+    fabric: Fabric,
+    progress: ProgressCallback,
+    cancel: CancelToken | None,
+) -> list[CaseScores]:
+    """Segment whole held-out cases and compare, on the network's grid; of slices held out, only those.
+
+    Where labels are sparse, only labelled voxels are compared, and surfaces are not. ``spacing`` is the edge of the
+    grid's voxels in mm.
+    """
+    labels, found = crops.labels, []
+    modalities = list(crops.modalities)
+    for number, case in enumerate(cases):
+        study = case.study
+        shape = study.volumes.shape[1:]
+        images = torch.zeros(len(modalities), *shape)
+        there = [m in study.modalities for m in modalities]
+        for channel, modality in enumerate(modalities):
+            if there[channel]:
+                images[channel] = torch.from_numpy(np.array(study.volumes[study.modalities.index(modality)])).float()
+        foreground = (images > 0).any(0)
+        if not all(there):
+            missing = [k for k, present in enumerate(there) if not present]
+            images[missing] = model.templates.fill(shape).cpu()[missing] * foreground
+        window = SlidingWindow(patch, 0.5, 1, fabric.device, choose_dtype(fabric.device))
+        activation = torch.sigmoid if model.activation == "sigmoid" else _softmax
+        probabilities = window(model.network, images, foreground, activation, cancel=cancel)
+        decided = probabilities > 0.5 if model.activation == "sigmoid" else _one_hot(probabilities)[1:]
+        rows = labels.rows(np.asarray(study.labels))
+        part = (slice(None), slice(None), slice(*case.slices) if case.slices else slice(None))
+        seen = rows[part] >= 0
+        table = labels.table[:, 0 if labels.regions else 1 :]
+        scores = {}
+        for k, name in enumerate(labels.names):
+            true = (table[rows[part].clip(0), k] > 0) & seen
+            mask = decided[k].numpy()[part] & seen
+            scores[name] = region_scores(mask, true, [spacing] * 3, surface=labels.unlabelled is None)
+        found.append(CaseScores(study.name, scores))
+        progress(Progress("Measuring held-out cases", number + 1, len(cases)))
+    return found
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(1)
+
+
+def _one_hot(probabilities: Tensor) -> Tensor:
+    return F.one_hot(probabilities.argmax(0), len(probabilities)).movedim(-1, 0) > 0
+
+
+def write_scores(path: Path, found: Sequence[CaseScores]) -> None:
+    """Write a CSV with a line for each case and name."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("case", "name", "dice", "hd95_mm", "volume_ml", "truth_ml"))
+    for case in found:
+        for name, s in case.scores.items():
+            writer.writerow((case.case, name, *(f"{value:.4f}" for value in (s.dice, s.hd95, s.volume_ml, s.truth_ml))))
+    write_text_atomic(path, text.getvalue())
+
+
+def card_metrics(found: Sequence[CaseScores], data: str) -> tuple[Metric, ...]:
+    """Average the scores over cases for a model's card."""
+    metrics = []
+    for name in found[0].scores if found else ():
+        for what, values in (
+            ("Dice", [case.scores[name].dice for case in found]),
+            ("HD95 in mm", [case.scores[name].hd95 for case in found]),
+        ):
+            if not np.isnan(values).any():
+                value = round(float(np.mean(values)), 4)
+                metrics.append(
+                    Metric(data=data, name=f"{what}, {name}", value=value, n=len(found), script="brainmvp finetune")
+                )
+    return tuple(metrics)

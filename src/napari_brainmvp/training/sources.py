@@ -1,0 +1,98 @@
+"""Where studies to train on come from. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from napari_brainmvp.errors import FileError, StudyError
+from napari_brainmvp.io import StudyFiles, find_studies, is_image_path, is_label_name, read_datalist
+
+__all__ = ["DataSource", "find_files"]
+
+
+class DataSource(BaseModel):
+    """One dataset of a run.
+
+    Parameters
+    ----------
+    path : str
+        A folder of studies or a BIDS tree; a JSON datalist; or ``"synthetic:N"`` for N made-up studies (from seed 0,
+        or ``"synthetic:FIRST-LAST"`` for these seeds).
+    weight : float
+        How often it is drawn from, relative to the others.
+    base : str or None
+        Folder a datalist's relative paths start from; default the datalist's own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    weight: float = Field(1.0, gt=0)
+    base: str | None = None
+
+    @property
+    def seeds(self) -> range | None:
+        """The seeds of made-up studies, or None for files.
+
+        Raises
+        ------
+        StudyError
+            It begins with ``synthetic:`` and does not go on with numbers.
+        """
+        kind, _, wanted = self.path.partition(":")
+        if kind != "synthetic":
+            return None
+        numbers = re.fullmatch(r"(?:(\d+)-)?(\d+)", wanted)
+        if numbers is None:
+            raise StudyError(f"{self.path!r}: say how many synthetic studies, for example synthetic:50.")
+        first, last = numbers.groups()
+        return range(int(last)) if first is None else range(int(first), int(last) + 1)
+
+
+def find_files(source: DataSource) -> tuple[list[StudyFiles], list[tuple[str, str]]]:
+    """List the studies of a folder, BIDS tree or datalist, with their labels; nothing is opened.
+
+    Returns
+    -------
+    list of StudyFiles
+        In BIDS trees, labels are also looked for in ``derivatives``.
+    list of (str, str)
+        What is no study, and why.
+
+    Raises
+    ------
+    FileError
+        There is no such folder or datalist.
+    """
+    path = Path(source.path).expanduser()
+    if path.suffix == ".json":
+        return read_datalist(path, Path(source.base).expanduser() if source.base else None)
+    if not path.is_dir():
+        raise FileError(f"{path} is neither a folder nor a .json datalist: check the path.")
+    problems: list[tuple[str, str]] = []
+    files = find_studies(path, problems)
+    derivatives = path / "derivatives"
+    if not derivatives.is_dir():
+        return files, problems
+    labels = [p for p in sorted(derivatives.rglob("sub-*")) if p.is_file() and is_image_path(p) and is_label_name(p)]
+    return [_with_derivative(study, labels) for study in files], problems
+
+
+def _with_derivative(files: StudyFiles, labels: Sequence[Path]) -> StudyFiles:
+    """Give a BIDS session without labels those of the derivatives, where there is exactly one such file."""
+    if files.labels is not None:
+        return files
+    entities = files.name.split("_")
+    mine = [p for p in labels if set(entities) <= set(p.name.split("_"))]
+    parcels = [p for p in mine if "_dseg" in p.name] or mine
+    if len(parcels) == 1:
+        return replace(files, labels=parcels[0])
+    if parcels:
+        names = ", ".join(p.name for p in parcels)
+        return replace(files, warnings=(*files.warnings, f"Labels were left out, because there are several: {names}."))
+    return files

@@ -1,0 +1,458 @@
+"""Classification and evaluation: tables of classes, probe and fine-tuning, saliency, and real processes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from qtpy.QtCore import Qt
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from conftest import save
+from models_for_tests import tiny_model
+from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
+from napari_brainmvp.inference import classify
+from napari_brainmvp.io import class_of, read_participants, read_study
+from napari_brainmvp.models import (
+    ModelCard,
+    NetworkSpec,
+    find_model,
+    import_model,
+    load_model,
+    remove_model,
+    save_model,
+)
+from napari_brainmvp.networks import ClassificationNetwork, EncoderSpec, ReconstructionNetwork
+from napari_brainmvp.plugin.layers import layer_grid
+from napari_brainmvp.preparation import PreparationSpec
+from napari_brainmvp.training.checkpoints import last_checkpoint
+from napari_brainmvp.training.evaluation import (
+    ClassifiedCase,
+    compare_segmentations,
+    evaluate_segmentation,
+    mcnemar,
+)
+from napari_brainmvp.training.finetuning import FinetuneSpec, finetune
+from napari_brainmvp.training.finetuning.classification import fit_probe
+from napari_brainmvp.training.finetuning.studies import ClassifiedStudies, collect_classes, stratified_folds
+from napari_brainmvp.training.labels import LabelDescription
+from napari_brainmvp.training.metrics import CaseScores, RegionScores, class_scores
+from napari_brainmvp.training.sources import DataSource, find_files
+
+COMMAND = [str(Path(sys.executable).parent / "brainmvp")]
+TINY = EncoderSpec(channels=(8, 8, 16, 16), depths=(1, 1, 1, 1), head_size=8)
+SMALL = {
+    "task": "classification", "init": "tiny", "size": (32, 32, 32), "hidden": 8, "validate_every": 4,
+    "minutes": 0.0, "precision": "32-true", "accelerator": "cpu",
+}  # fmt: skip
+
+
+def write_subject(folder: Path, seed: int, bright: bool) -> None:
+    """A head, with a bright ball in FLAIR or without."""
+    rng = np.random.default_rng(seed)
+    shape = (40, 44, 36)
+    where = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
+    head = (((where - np.array(shape) / 2) / (np.array(shape) / 2.2)) ** 2).sum(-1) < 1
+    ball = np.linalg.norm(where - rng.uniform(16, 22, 3), axis=-1) < 9
+    for key in ("T1w", "FLAIR"):
+        image = 100 + rng.normal(0, 4, shape) + 80 * (ball & bright & (key == "FLAIR"))
+        save(folder / "anat" / f"{folder.name}_{key}.nii.gz", np.where(head, image, 0).astype(np.float32))
+
+
+def write_dataset(root: Path) -> Path:
+    """Nine BIDS subjects, three of whom are patients; two more have no class."""
+    lines = ["participant_id\tage\tdiagnosis"]
+    for seed in range(9):
+        write_subject(root / f"sub-{seed:02d}", seed, bright=seed % 3 == 0)
+        lines.append(f"sub-{seed:02d}\t{40 + seed}\t{'patient' if seed % 3 == 0 else 'control'}")
+    write_subject(root / "sub-90", 90, bright=True)
+    write_subject(root / "sub-91", 91, bright=True)
+    lines.append("sub-91\t50\tn/a")
+    (root / "participants.tsv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "bids")
+
+
+def spec_for(data: Path, **changes) -> FinetuneSpec:
+    return FinetuneSpec(**{"data": (DataSource(path=str(data)),), "max_steps": 4, **SMALL, **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a linear probe, fitted once."""
+    root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRAINMVP_HOME", str(root / "home"))
+        tiny_model(root / "home" / "models")
+        return finetune(spec_for(write_dataset(root / "bids")), root / "run", cache=root / "cache")
+
+
+@pytest.fixture
+def classifier(home, trained) -> str:
+    return str(trained)
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "word"),
+    [
+        ("name\tgroup\nsub-01\ta\n", "", "participant_id"),
+        ("participant_id\tage\tsex\nsub-01\t3\tf\n", "", "which column"),
+        ("participant_id\tgroup\tdiagnosis\nsub-01\ta\tb\n", "", "which column"),
+        ("participant_id\tgroup\nsub-01\ta\n", "dx", "'dx'"),
+        ("participant_id\tgroup\nsub-01\ta\nsub-01\tb\n", "", "two classes"),
+        ("participant_id\tgroup\nsub-01\tn/a\n", "", "empty"),
+        ("", "", "participant_id"),
+    ],
+)
+def test_tables_that_do_not_say_it(tmp_path, text, column, word):
+    path = tmp_path / "participants.tsv"
+    path.write_text(text)
+    with pytest.raises(StudyError, match=word):
+        read_participants(path, column)
+
+
+def test_tables_that_do(tmp_path):
+    path = tmp_path / "participants.tsv"
+    path.write_bytes("﻿participant_id\tage\tgroup\nsub-01\t3\tcontrol\nsub-02\t4\t\nx\t5\tpatient\n".encode())
+    classes = read_participants(path)
+    assert classes == {"sub-01": "control", "x": "patient"}
+    assert read_participants(path, "age")["sub-02"] == "4"
+    assert [class_of(n, classes) for n in ("sub-01_ses-1", "01", "sub-x", "sub-02")] == ["control"] * 2 + [
+        "patient",
+        None,
+    ]
+    with pytest.raises(FileError):
+        read_participants(tmp_path / "nothing.tsv")
+    path.write_bytes(b"\xff\xfe\x00participant_id")
+    with pytest.raises(FileError):
+        read_participants(path)
+
+
+def test_studies_without_a_class_are_named(data, tmp_path):
+    broken = data / "sub-04" / "anat" / "sub-04_FLAIR.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:300])
+    subjects, problems = collect_classes(spec_for(data), PreparationSpec(), tmp_path / "cache")
+    assert sorted(p.name for p in problems) == ["sub-04", "sub-90", "sub-91"]
+    assert [s.label for s in subjects].count("patient") == 3
+    (data / "participants.tsv").write_text("participant_id\tgroup\nsub-01\ta\nsub-02\ta\n")
+    with pytest.raises(StudyError, match="Two classes"):
+        collect_classes(spec_for(data), PreparationSpec(), tmp_path / "cache")
+    (data / "participants.tsv").unlink()
+    with pytest.raises(FileError, match=r"participants\.tsv"):
+        collect_classes(spec_for(data), PreparationSpec(), tmp_path / "cache")
+
+
+# --- formulas ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_probe_is_the_logistic_regression(classes):
+    rng = np.random.default_rng(0)
+    targets = np.arange(24) % classes
+    features = rng.normal(3, 2, (24, 10)) + targets[:, None]
+    weight, bias = fit_probe(features, targets)
+    scaler = StandardScaler().fit(features)
+    theirs = LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000).fit(scaler.transform(features), targets)
+    found = torch.softmax(torch.from_numpy(features).float() @ weight.T + bias, 1)
+    np.testing.assert_allclose(found, theirs.predict_proba(scaler.transform(features)), atol=1e-4)
+
+
+def test_folds_keep_the_classes_together():
+    labels = ["a"] * 10 + ["b"] * 5
+    folds = stratified_folds(labels, 5, 0)
+    assert sorted(k for fold in folds for k in fold) == list(range(15))
+    assert {(sum(labels[k] == "a" for k in f), sum(labels[k] == "b" for k in f)) for f in folds} == {(2, 1)}
+
+
+def test_class_scores_and_their_intervals():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 60)
+    probabilities = np.exp(rng.normal(size=(60, 3)) + 2 * np.eye(3)[truth])
+    probabilities /= probabilities.sum(1, keepdims=True)
+    scores = class_scores(probabilities, truth)
+    assert scores.accuracy == pytest.approx((probabilities.argmax(1) == truth).mean())
+    assert scores.auc == pytest.approx(roc_auc_score(truth, probabilities, multi_class="ovr"))
+    assert scores.f1 == pytest.approx(f1_score(truth, probabilities.argmax(1), average="macro"))
+    assert scores.accuracy_ci[0] < scores.accuracy < scores.accuracy_ci[1]
+    error = np.sqrt(scores.accuracy * (1 - scores.accuracy) / 60)
+    assert scores.accuracy_ci[1] - scores.accuracy_ci[0] == pytest.approx(2 * 1.96 * error, rel=0.3)
+    alone = class_scores(probabilities[truth == 1], truth[truth == 1])
+    assert np.isnan(alone.auc)
+
+
+def test_paired_tests():
+    first = [ClassifiedCase(str(k), "a", {"a": 0.9, "b": 0.1} if k < 10 else {"a": 0.1, "b": 0.9}) for k in range(12)]
+    second = [ClassifiedCase(str(k), "a", {"a": 0.1, "b": 0.9}) for k in range(12)]
+    assert mcnemar(first, first) == 1
+    assert mcnemar(first, second) == pytest.approx(2 * 0.5**10)
+    scores = {
+        model: [CaseScores(str(k), {"x": RegionScores(0.5 + more + k / 100, 1, 2, 3)}) for k in range(8)]
+        for model, more in {"m": 0, "n": 0.2}.items()
+    }
+    rows = compare_segmentations(scores)
+    assert rows[1].difference == pytest.approx(0.2)
+    assert rows[1].p == pytest.approx(2 * 0.5**8)
+    assert rows[0].volume_error == 1
+
+
+def test_grad_cam_is_the_weighted_sum_of_the_maps():
+    torch.manual_seed(0)
+    network = ClassificationNetwork(2, 3, TINY, 1, 0).eval().requires_grad_(False)
+    x = torch.rand(1, 2, 32, 48, 16)
+    found = network.saliency(x, 1)
+    assert found.shape == (32, 48, 16)
+    assert 0 <= found.min() <= found.max() <= 1
+    stages = network.stages(x)
+    maps = stages[2].clone().requires_grad_(True)
+    deeper = network.encoder.patch_embed4(maps)
+    for block in network.encoder.blocks4:
+        deeper = block(deeper)
+    logit = network.head(network.pool([stages[0], stages[1], maps, network.encoder.norm(deeper)], 1))[0, 1]
+    (gradient,) = torch.autograd.grad(logit, maps)
+    weights = gradient.numpy().mean((2, 3, 4))
+    cam = np.maximum(np.einsum("bc,bcdhw->bdhw", weights, stages[2].numpy()), 0).sum(0).transpose(1, 2, 0)
+    full = torch.nn.functional.interpolate(torch.from_numpy(cam)[None, None], (32, 48, 16), mode="trilinear")[0, 0]
+    torch.testing.assert_close(found, full / full.max(), rtol=1e-3, atol=1e-4)
+
+
+def test_classes_come_equally_often_whatever_their_number():
+    volumes = [(torch.ones(1, 16, 16, 16), torch.tensor([True]))] * 10
+    stream = ClassifiedStudies(volumes, [0] * 9 + [1], torch.zeros(1, 16, 16, 16), FinetuneSpec(task="classification"))
+    assert 70 < sum(int(stream.sample(k)["target"]) for k in range(200)) < 130
+
+
+# --- runs -------------------------------------------------------------------------------------------------------
+
+
+def test_few_studies_get_a_linear_probe_that_tells_them_apart(classifier, data):
+    card = find_model(classifier).card
+    assert (card.task, card.classes, card.network.hidden) == ("classification", ("control", "patient"), 0)
+    assert card.training["cases"] == {"control": 6, "patient": 3}
+    scores = {m.name: m.value for m in card.metrics}
+    assert scores["accuracy"] >= 8 / 9
+    assert {m.n for m in card.metrics} == {9}
+    assert set(card.training["95 % intervals"]) == {"accuracy", "auc", "f1"}
+    for name, expected in {"sub-90": "patient", "sub-01": "control"}.items():
+        result = classify(read_study(data / name), classifier)
+        assert sum(result.probabilities.values()) == pytest.approx(1, abs=1e-3)
+        assert result.best == expected
+        assert result.saliency is None
+    source = load_model(find_model("tiny"))
+    made = load_model(find_model(classifier), "classification")
+    kept = source.network.encoder.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in made.network.encoder.state_dict().items())
+
+
+def test_saliency_lies_on_the_scan_s_own_grid(classifier, data):
+    folder = data / "sub-90" / "anat"
+    affine = np.array([[-1.1, 0, 0, 20], [0, 0, 1.3, -10], [0, -1.2, 0, 30], [0, 0, 0, 1]])
+    for path in folder.iterdir():
+        save(path, np.asarray(nib.load(path).dataobj).transpose(0, 2, 1), affine)
+    study = read_study(data / "sub-90")
+    result = classify(study, classifier, saliency=True, target="control")
+    assert result.saliency.shape == study.grid.shape
+    assert result.saliency_class == "control"
+    assert result.grid is study.grid
+    with pytest.raises(StudyError, match="control, patient"):
+        classify(study, classifier, target="nothing")
+
+
+def test_an_encoder_of_one_channel_sees_every_modality_by_itself(home, data, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"full_resolution_channels": 8, "deep_supervision": False, **TINY.model_dump()}
+    card = ModelCard(
+        name="encoder", task="pretraining", modalities=("t1", "flair"),
+        network=NetworkSpec(in_channels=1, out_channels=2, decoder="skips", **sizes),
+    )  # fmt: skip
+    encoder = save_model(tmp_path / "encoder", card, ReconstructionNetwork(("t1", "flair"), TINY, 8))
+    made = finetune(spec_for(data, init=str(encoder)), tmp_path / "run", cache=tmp_path / "cache")
+    model = load_model(find_model(made), "classification")
+    assert (model.card.modalities, model.card.network.in_channels) == (("t1", "flair"), 1)
+    assert model.network.head.weight.shape == (2, 2 * 2 * 48)
+    only = read_study(data / "sub-90" / "anat" / "sub-90_FLAIR.nii.gz")
+    result = classify(only, made)
+    assert any("T1" in warning for warning in result.warnings)
+
+
+def test_more_studies_are_fine_tuned_and_measured_on_held_out_ones(home, data, tmp_path):
+    run = tmp_path / "run"
+    made = finetune(
+        spec_for(data, probe_up_to=0, encoder_rate=1.0, max_steps=12, mixing=0.5), run, cache=tmp_path / "cache"
+    )
+    card = find_model(made).card
+    assert (card.network.hidden, card.training["method"]) == (8, "fine-tuning")
+    with (run / "validation.csv").open() as file:
+        assert [r["step"] for r in csv.DictReader(file)] == ["4", "8", "12"]
+    assert 0 < card.metrics[0].n < 5
+    folds = finetune(
+        spec_for(data, probe_up_to=0, encoder_rate=1.0, max_steps=1, folds=3), tmp_path / "f", cache=tmp_path / "cache"
+    )
+    assert find_model(folds).card.metrics[0].n == 9
+    with pytest.raises(BrainMVPError, match="resume"):
+        finetune(spec_for(data), run, cache=tmp_path / "cache")
+
+
+def test_a_killed_run_resumes_to_the_same_curve(home, data, tmp_path):
+    options = [f"--set={k}={list(v) if isinstance(v, tuple) else v}" for k, v in SMALL.items() if k != "task"]
+    options += ["--task=classification", "--max-steps=8", f"--data={data}", "--set=probe_up_to=0"]
+    options += ["--set=encoder_rate=0.5", "--cache", str(tmp_path / "c")]
+
+    def start(name, *more):
+        command = [*COMMAND, "finetune", "--out", name, "--run", str(tmp_path / name), *more]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    whole = start("whole", *options)
+    assert whole.wait(240) == 0, whole.stderr.read().decode()
+    killed = start("killed", *options)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list((tmp_path / "killed").glob("checkpoint-*3.pt")):
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert last_checkpoint(tmp_path / "killed")["step"] < 8
+    resumed = start("killed", "--resume", "--cache", str(tmp_path / "c"))
+    assert resumed.wait(240) == 0, resumed.stderr.read().decode()
+    curves = []
+    for name in ("whole", "killed"):
+        with (tmp_path / name / "metrics.csv").open() as file:
+            curves.append([float(r["loss"]) for r in csv.DictReader(file)])
+    assert len(curves[0]) == 8
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+# --- evaluation and the command line ----------------------------------------------------------------------------
+
+
+def test_segmentations_are_measured_on_the_scan_s_grid_in_the_data_s_values(home, tmp_path):
+    rng = np.random.default_rng(0)
+    ball = np.linalg.norm(np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), -1) - 20, axis=-1) < 15
+    image = np.where(ball, rng.uniform(50, 150, ball.shape), 0).astype(np.float32)
+    folder = tmp_path / "data" / "case"
+    affine = np.diag([1.0, 1, 2, 1])
+    save(folder / "case_t1.nii.gz", image, affine)
+    save(folder / "case_seg.nii.gz", np.zeros(ball.shape, np.uint8), affine)
+    files, _ = find_files(DataSource(path=str(tmp_path / "data")))
+    model = load_model(find_model("tiny"))
+    labels = LabelDescription(labels={7: "a", 9: "b"}, regions={"both": (7, 9), "b": (9,)})
+    found, _ = evaluate_segmentation(model, files, labels, values={1: 7, 2: 9, 3: 9})
+    assert found[0].scores["both"].truth_ml == 0
+    assert found[0].scores["both"].volume_ml >= found[0].scores["b"].volume_ml
+    save(folder / "case_seg.nii.gz", np.full(ball.shape, 5, np.uint8), affine)
+    with pytest.raises(StudyError, match="5"):
+        evaluate_segmentation(model, files, labels)
+
+
+def test_classify_and_evaluate_from_the_command_line(classifier, data, tmp_path):
+    done = subprocess.run(
+        [*COMMAND, "classify", str(data / "sub-90"), "-m", classifier, "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["class"] == "patient"
+    assert sum(report["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+    out = tmp_path / "saliency.nii.gz"
+    command = [*COMMAND, "classify", str(data / "sub-90"), "-m", classifier, "--saliency", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "patient" in done.stdout
+    assert nib.load(out).shape == (40, 44, 36)
+    table = tmp_path / "scores.csv"
+    command = [*COMMAND, "evaluate", "-m", classifier, "--data", str(data), "--out", str(table)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sub-90" in done.stdout
+    with table.open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 18
+    assert {line["case"] for line in lines} == {f"sub-{k:02d}" for k in range(9)}
+
+
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (["classify", "DATA/sub-01", "-m", "tiny"], "classification model"),
+        (["classify", "DATA/nothing", "-m", "tiny"], "does not exist"),
+        (["evaluate", "-m", "tiny", "--data", "DATA", "--out", "OUT"], "no labels"),
+        (["evaluate", "-m", "nothing", "--data", "DATA", "--out", "OUT"], "no model"),
+        (["evaluate", "-m", "tiny", "--data", "DATA", "--out", "OUT", "--map", "4"], "--map"),
+        (["finetune", "--task", "classification", "--out", "x", "--data", "DATA", "--column", "eyes"], "eyes"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(home, data, tmp_path, command, word):
+    words = [w.replace("DATA", str(data)).replace("OUT", str(tmp_path / "out.csv")) for w in command]
+    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert word in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out.csv").exists()
+
+
+# --- the panel --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def panel(make_napari_viewer, classifier, qtbot):
+    """The Classify panel in a real viewer, with the probe installed as ``mine``."""
+    import_model(classifier, "mine")
+    viewer = make_napari_viewer()
+    _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
+    widget.tabs.setCurrentIndex([widget.tabs.tabText(k) for k in range(widget.tabs.count())].index("Classify"))
+    yield widget.classify, viewer
+    widget.classify.abandon()
+
+
+def test_one_click_classifies_and_shows_why(panel, data, qtbot):
+    classify_panel, viewer = panel
+    assert not classify_panel.button.isEnabled()
+    assert "Choose at least one layer" in classify_panel.status.text()
+    viewer.open(str(data / "sub-90"), plugin="napari-brainmvp")
+    assert "of 9 studies" in classify_panel.measured.text()
+    with qtbot.waitSignal(classify_panel.finished, timeout=60_000):
+        qtbot.mouseClick(classify_panel.button, Qt.MouseButton.LeftButton)
+    (first, high), (second, low) = classify_panel.bars.rows
+    assert (first, second) == ("patient", "control")
+    assert high + low == pytest.approx(1, abs=1e-3)
+    assert not classify_panel.bars.isHidden()
+    layer = viewer.layers["Speaks for patient"]
+    assert layer_grid(layer).same_as(layer_grid(viewer.layers["FLAIR"]))
+    assert "Done in" in classify_panel.status.text()
+    classify_panel.saliency.setChecked(False)
+    count = len(viewer.layers)
+    with qtbot.waitSignal(classify_panel.finished, timeout=60_000):
+        qtbot.mouseClick(classify_panel.button, Qt.MouseButton.LeftButton)
+    assert len(viewer.layers) == count
+    remove_model("mine")
+    classify_panel.refresh_models()
+    assert not classify_panel.button.isEnabled()
+    assert "finetune" in classify_panel.status.text()
+
+
+def test_cancel_and_a_model_whose_weights_went_bad(panel, data, qtbot):
+    classify_panel, viewer = panel
+    viewer.open(str(data / "sub-90"), plugin="napari-brainmvp")
+    classify_panel.button.click()
+    with qtbot.waitSignal(classify_panel.finished, timeout=60_000):
+        classify_panel.stop()
+    assert classify_panel.status.text().startswith("Cancelled")
+    weights = find_model("mine").weights
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with qtbot.waitSignal(classify_panel.finished, timeout=60_000):
+        qtbot.mouseClick(classify_panel.button, Qt.MouseButton.LeftButton)
+    assert "SHA-256" in classify_panel.status.text()
+    assert classify_panel.button.isEnabled()
