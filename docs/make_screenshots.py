@@ -137,7 +137,61 @@ def reconstruction() -> None:
     viewer.close()
 
 
+def annotation() -> None:
+    """Annotate the glioma sample: two strokes and what they predict, then a correction and the uncertainty."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"BRAINMVP_HOME": folder}):
+        viewer = napari.Viewer(title="napari", show=True)
+        viewer.window.resize(1390, 980)
+        _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
+        viewer.open_sample("napari-brainmvp", "glioma")
+        panel = widget.annotate
+        widget.tabs.setCurrentIndex([widget.tabs.tabText(k) for k in range(widget.tabs.count())].index("Annotate"))
+        panel.create_project(Path(folder) / "project")
+        viewer.layers.selection = {viewer.layers["FLAIR"]}
+        panel.annotate()
+        while panel.view.probe.predictor is None:
+            settle(0.2)
+        lesion = viewer.layers["Truth"].data >= 4
+        k = int(lesion.sum((1, 2)).argmax())
+        viewer.dims.set_point(0, panel.view.layer.data_to_world((k, 0, 0))[0])
+        _draw(panel, k, 1, np.argwhere(lesion[k]))
+        _draw(panel, k, 0, np.argwhere(viewer.layers["Truth"].data[k] == 3))
+        while panel.view.probe.busy:
+            settle(0.2)
+        settle(1)
+        viewer.screenshot(str(OUT / "annotate_strokes.png"), canvas_only=False, flash=False)
+        for _ in range(3):
+            wrong = lesion[k] & (panel.view._prediction.data[k] == 1)
+            missed = lesion[k] & ~wrong
+            row, errors = (1, wrong) if wrong.sum() > 50 else (0, (panel.view._prediction.data[k] == 2) & ~missed)
+            _draw(panel, k, row, np.argwhere(errors))
+            while panel.view.probe.busy:
+                settle(0.2)
+        panel.uncertainty.setChecked(True)
+        settle(1)
+        viewer.screenshot(str(OUT / "annotate_corrected.png"), canvas_only=False, flash=False)
+        viewer.close()
+
+
+def _draw(panel: QWidget, k: int, row: int, pixels: np.ndarray) -> None:
+    """Paint a straight stroke of a class through the middle of some pixels (y, x) of slice k."""
+    if not len(pixels):
+        return
+    panel.classes.choose(row)
+    layer = panel.view.layer
+    middle = pixels[np.abs(pixels - np.median(pixels, 0)).sum(1).argmin()]
+    inside = {tuple(p) for p in pixels}
+    with layer.block_history():
+        for step in range(-12, 13):
+            y, x = middle[0] + step // 3, middle[1] + step
+            if (y, x) in inside:
+                layer.paint((k, y, x), layer.selected_label)
+    layer.events.paint(value=[])
+    settle(1)
+
+
 if __name__ == "__main__":
     main()
+    annotation()
     reconstruction()
     train()

@@ -29,6 +29,7 @@ from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.plugin.annotation_view import AnnotationView
 from napari_brainmvp.plugin.class_table import ClassTable
+from napari_brainmvp.plugin.finetune_row import FinetuneRow
 from napari_brainmvp.plugin.layers import study_layers
 from napari_brainmvp.plugin.painted import selected_labels
 from napari_brainmvp.plugin.study_panel import StudyPanel
@@ -84,6 +85,7 @@ class AnnotatePanel(QWidget):
         self.tools: dict[str, QPushButton] = {}
         self.bar = QProgressBar()
         self.status = quiet("")
+        self.finetune = FinetuneRow()
         self._build()
         self._refresh()
 
@@ -108,7 +110,7 @@ class AnnotatePanel(QWidget):
         keys = QCollapsible("Keys")
         lines = [f"{key}: {text.lower()}" for text, key, _, _ in _TOOLS]
         lines += [f"{key}: {text.lower()}" for _, key, text, _ in _SWITCHES]
-        keys.addWidget(quiet("\n".join([*lines, "Alt+1 to Alt+9: choose a class", _NAPARI_KEYS])))
+        keys.addWidget(quiet("\n".join([*lines, "Alt+1 to Alt+9: choose a class", "Alt+F: fine-tune", _NAPARI_KEYS])))
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(heading("Annotate"))
@@ -120,6 +122,7 @@ class AnnotatePanel(QWidget):
             box.setShortcut(key)
             layout.addWidget(box)
         layout.addLayout(grid)
+        layout.addWidget(self.finetune)
         layout.addWidget(keys)
         self._connect()
 
@@ -253,6 +256,7 @@ class AnnotatePanel(QWidget):
         self.start.setEnabled(project is not None and bool(self._study.assigned()))
         self.studies.setVisible(project is not None and bool(project.studies))
         self.classes.setVisible(project is not None)
+        self.finetune.set_project(project)
         if project is not None:
             note = "  –  read-only, open elsewhere" if project.read_only else ""
             self.title.setText(f"{project.folder}{note}")
@@ -272,6 +276,7 @@ class AnnotatePanel(QWidget):
 
     def abandon(self) -> None:
         """Save and let go because the window closes."""
+        self.finetune.abandon()
         self.close_project()
 
 

@@ -69,7 +69,8 @@ class AnnotationView(QObject):
         doubt = np.zeros(grid.shape, np.float16)
         self._uncertainty = add_map_layer(viewer, doubt, grid, frame, "Uncertainty")
         self._prediction = add_label_layer(viewer, prediction, grid, frame, "Prediction", classes)
-        self._prediction.opacity = 0.35
+        self._prediction.colormap = self._prediction_colors()
+        self._prediction.opacity = 0.4
         self._prediction.editable = False
         self.layer = add_label_layer(viewer, labels, grid, frame, f"Annotation {reference.name}", classes)
         self.layer.opacity = 0.75
@@ -249,8 +250,12 @@ class AnnotationView(QObject):
 
     def recolor(self) -> None:
         """Show the classes' colours as they are now."""
-        for layer in (self.layer, self._prediction):
-            layer.colormap = class_colors(self._project.classes)
+        self.layer.colormap = class_colors(self._project.classes)
+        self._prediction.colormap = self._prediction_colors()
+
+    def _prediction_colors(self) -> dict[int | None, str]:
+        """Let the background be seen through: it covers most of the brain."""
+        return class_colors(self._project.classes) | {self._project.background.value: "transparent"}
 
     def close(self) -> None:
         """Save and let go of the layers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,7 @@ class LiveProbe(QObject):
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
             from napari_brainmvp.annotation.prediction import StudyPredictor
 
+            _use_all_cores()
             return StudyPredictor(read_features(study, progress, cancel), background)
 
         self._run(run, self._prepared)
@@ -116,6 +118,7 @@ class LiveProbe(QObject):
         predictor, others = self.predictor, self.others
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
+            _use_all_cores()
             spec = predictor.probe.spec
             predictor.fit(labels, others, spec.first_steps)
             if plane is not None:
@@ -160,6 +163,13 @@ class LiveProbe(QObject):
         if self._work is not None:
             self._work.abandon()
             self._work = None
+
+
+def _use_all_cores() -> None:
+    """Let this thread compute on all cores: torch counts two hyper-threads as one, which here takes twice the time."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
 
 
 def read_features(study: Study, progress: ProgressCallback, cancel: CancelToken) -> Any:

@@ -80,6 +80,7 @@ class BrainMVPWidget(QWidget):
         for panel in (self.segment, self.reconstruct, self.classify):
             self.jobs.finished.connect(panel.refresh_models)
         self.jobs.clicked.connect(self._show_job)
+        self.annotate.finetune.submitted.connect(self.jobs.poll)
         self.train.changed.connect(self.jobs.poll)
         self.tabs.currentChanged.connect(self._tab_chosen)
 
