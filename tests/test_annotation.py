@@ -129,12 +129,15 @@ def test_features_are_computed_once_a_study_and_model(model, tmp_path):
 
 
 def test_the_store_forgets_what_was_used_longest_ago(model, tmp_path):
-    store = FeatureStore(tmp_path, limit_gb=0.015)
     studies = [lesion_study(seed=k) for k in range(3)]
-    for study in studies:
-        store.get(study, model)
+    FeatureStore(tmp_path).get(studies[0], model)
+    first = next(tmp_path.glob("*.npz"))
+    store = FeatureStore(tmp_path, limit_gb=2.5 * first.stat().st_size / 1e9)
+    for study in studies[1:]:
         time.sleep(0.02)
-    assert 1 <= len(list(tmp_path.glob("*.npz"))) < 3
+        store.get(study, model)
+    assert not first.exists()
+    assert len(list(tmp_path.glob("*.npz"))) == 2
     seen = []
     store.get(studies[-1], model, seen.append)
     assert seen == []
