@@ -14,8 +14,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 def keep_freed_memory() -> bool:
     """Tell the C library not to hand large blocks back to the system, for the rest of this process.
 
-    By default every large tensor is mapped anew and its pages are cleared at first touch, which takes a quarter of the
-    processor time of a training step on a CPU. Only for processes that do little else: their memory does not shrink.
+    By default every large tensor is mapped anew and its pages are cleared at first touch, which takes a good part of a
+    training step on a CPU. Only for processes that do little else: their memory does not shrink.
 
     Returns
     -------
