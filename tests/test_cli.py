@@ -121,7 +121,8 @@ def test_an_interrupted_run_leaves_nothing(home, tmp_path):
     rng = np.random.default_rng(0)
     save(folder / "t1.nii.gz", rng.uniform(1, 2, (200, 200, 160)).astype(np.float32))
     out = tmp_path / "out" / "s.nii.gz"
-    process = subprocess.Popen([BRAINMVP, "segment", str(folder), "-m", "tiny", "-o", str(out)], stderr=subprocess.PIPE)
+    command = [BRAINMVP, "segment", str(folder), "-m", "tiny", "--overlap", "0.9", "-o", str(out)]  # takes minutes
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
     time.sleep(6)
     process.send_signal(signal.SIGINT)
     process.wait(60)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -86,7 +87,22 @@ def make_study(seed: int, spec: SynthesisSpec | None = None, *, device: str = "c
     ['flair', 't1']
     """
     spec = spec or SynthesisSpec()
-    draws = Draws(seed, device)
+    with _one_thread():
+        return _make_study(Draws(seed, device), seed, spec)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: with more, sums are split in ways that may differ from run to run, and lesions too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _make_study(draws: Draws, seed: int, spec: SynthesisSpec) -> Study:
     lesion: str = spec.lesion
     if lesion == "any":
         lesion = draws.choice(("glioma", "ms", "stroke", "none"), (0.66, 0.17, 0.07, 0.1))
