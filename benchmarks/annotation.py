@@ -26,7 +26,7 @@ from sklearn.ensemble import RandomForestClassifier
 from napari_brainmvp.annotation.features import StudyFeatures, compute_features
 from napari_brainmvp.annotation.prediction import StudyPredictor, labelled_voxels
 from napari_brainmvp.annotation.probe import ProbeSpec
-from napari_brainmvp.annotation.ranking import StudySummary, rank_studies, summarise
+from napari_brainmvp.annotation.ranking import StudySummary, rank_studies, sample_voxels, summarise
 from napari_brainmvp.io import find_studies, read_study
 from napari_brainmvp.models import find_model, load_model
 from napari_brainmvp.study import Study
@@ -216,7 +216,7 @@ def loop(cases: list[tuple[StudyFeatures, np.ndarray]], order: Callable[..., lis
         )
         for k in range(len(cases)):
             features, truth = cases[k]
-            summaries.append(summarise(str(k), features, probe.probe))
+            summaries.append(summarise(str(k), sample_voxels(features).values, probe.probe))
             if k not in done:
                 predictor = StudyPredictor(features, BACKGROUND)
                 predictor.probe = probe.probe

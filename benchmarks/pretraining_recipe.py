@@ -71,18 +71,20 @@ def measure(model: PretrainingModel, held_out: Sequence[CachedStudy]) -> dict[st
         for channel in range(len(study.modalities)):
             model.spec = masked
             batch = central_batch(model, study, channel, number, torch.device("cpu"))
-            image, target = batch["image"], batch["target"].repeat(2)
-            views, masks, template = model.views(batch, 1.0)
-            mean, _, deepest = model.reconstruct(views, target)
-            found["view A"].append(psnr(mean[:1], image, masks[:1] & (image > 0)))
-            found["template"].append(psnr(template, image, image > 0))
-            if batch["has_other"]:
-                found["view B"].append(psnr(mean[1:], image, masks[1:] & (image > 0)))
+            target = batch["target"].repeat(2)
+            views = model.views(batch, 1.0)
+            found_here = model.predict(views.shown, views.source)
+            mean, image, head = found_here.of(target), views.image, views.head
+            found["view A"].append(psnr(mean[:1], image, views.masks[:1] & head))
+            found["template"].append(psnr(views.template, image, head))
+            if batch["other"] != batch["target"]:
+                found["view B"].append(psnr(mean[1:], image, views.masks[1:] & head))
                 model.spec = whole
-                views, _, _ = model.views(batch, 1.0)
-                found["all hidden"].append(psnr(model.reconstruct(views, target)[0][1:], image, image > 0))
+                hidden = model.views(batch, 1.0)
+                mean = model.predict(hidden.shown, hidden.source).of(target)
+                found["all hidden"].append(psnr(mean[1:], image, head))
             if channel == 0:
-                pooled = F.normalize(deepest.mean((2, 3, 4)), dim=1)
+                pooled = F.normalize(found_here.deepest.mean((2, 3, 4)), dim=1)
                 features.append((pooled[0], pooled[1]))
     first, second = (torch.stack(side) for side in zip(*features, strict=True))
     hits = (first @ second.T).argmax(1) == torch.arange(len(first))

@@ -67,7 +67,7 @@ def tiny_encoder(folder: Path, name: str = "tiny-encoder", **changes) -> Path:
     card = ModelCard(name=name, **{**fields, "patch_size": (32, 32, 32), "fill_missing": "template", **changes})
     made = build_network(card)
     for condition in getattr(made, "conditions", ()):
-        torch.nn.init.normal_(condition.embedding.weight, std=0.5)
+        torch.nn.init.normal_(condition.norm1.embedding.weight, std=0.5)
     templates = ModalityTemplates(card.modalities, (6, 7, 6))
     with torch.no_grad():
         templates.volumes.uniform_(0.5, 1.5)

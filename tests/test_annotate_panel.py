@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,12 +194,90 @@ def test_opening_the_project_again_restores_the_strokes(panel, view, viewer, qtb
     panel.close_project()
     viewer.layers.clear()
     panel.open_project(tmp_path / "project")
-    panel.studies.setCurrentIndex(panel.studies.findData("case"))
-    panel.studies.activated.emit(panel.studies.currentIndex())
+    choose_study(panel, "case")
     assert panel.view is not None, panel.status.text()
     np.testing.assert_array_equal(native(panel.view.layer), saved)
     qtbot.waitUntil(lambda: panel.view.probe.ready and not panel.view.probe.busy, timeout=60_000)
     assert (native(viewer.layers["Prediction"]) == 2).any()
+
+
+def choose_study(panel, name: str) -> None:
+    studies = panel.studies.studies
+    studies.setCurrentIndex(studies.findData(name))
+    studies.activated.emit(studies.currentIndex())
+
+
+def test_which_study_next_and_what_class_each_is_of(panel, view, qtbot, tmp_path):
+    both(panel, qtbot)
+    for name, seed, keys in (("alike", 3, ("t1", "flair")), ("less", 4, ("t1",))):
+        panel.project.add_study(replace(lesion_study(tmp_path, name, seed, keys=keys), labels=None))
+    part = panel.studies
+    part.show_project(panel.project, "case")
+    with qtbot.waitSignal(part.said, timeout=120_000):
+        qtbot.mouseClick(part.rank, Qt.MouseButton.LeftButton)
+        assert not part.rank.isEnabled()
+    assert "less" in panel.status.text()
+    assert [part.studies.itemText(k) for k in range(1, 4)] == ["1.  less", "2.  alike", "case"]
+    assert part.studies.currentData() == "case"
+    part.group.setFocus()
+    part.group.lineEdit().selectAll()
+    qtbot.keyClicks(part.group.lineEdit(), "HGG")
+    qtbot.keyClick(part.group.lineEdit(), Qt.Key.Key_Return)
+    assert panel.project.study("case").group == "HGG"
+    assert "HGG" in part.studies.currentText()
+    part.export_classes(tmp_path / "participants.tsv")
+    table = (tmp_path / "participants.tsv").read_text()
+    assert "sub-case\tHGG" in table
+    (tmp_path / "participants.tsv").write_text(table.replace("sub-less\tn/a", "sub-less\tLGG"))
+    part.import_classes(tmp_path / "participants.tsv")
+    assert panel.project.study("less").group == "LGG"
+    assert "2 of 3" in panel.status.text()
+    choose_study(panel, "less")
+    assert part.group.currentText() == "LGG"
+    qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
+
+
+def on_two_slices(panel, qtbot) -> None:
+    """Paint both classes on two slices."""
+    layer = panel.view.layer
+    with qtbot.waitSignal(panel.view.probe.updated, timeout=60_000, check_params_cb=lambda whole: whole):
+        for shift in (0, 4):
+            for value in (2, 1):
+                panel.classes.choose(value - 1)
+                layer.brush_size = 3
+                with layer.block_history():
+                    for i, j, k in np.argwhere(strokes() == value)[::3]:
+                        layer.paint((k + shift, j, i), layer.selected_label)
+                layer.events.paint(value=[])
+    qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
+
+
+def test_a_model_grows_from_the_strokes_and_is_compared_on_the_next_study(panel, view, viewer, qtbot, tmp_path, home):
+    from napari_brainmvp.jobs import list_jobs
+    from napari_brainmvp.training.finetuning import spec
+
+    part = panel.finetune
+    quick = {"max_steps": 3, "crop": 32, "validate_every": 3, "accelerator": "cpu", "precision": "32-true"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(spec.PRESETS, "minutes", quick)
+        on_two_slices(panel, qtbot)
+        with qtbot.waitSignal(part.submitted, timeout=60_000):
+            qtbot.mouseClick(part.button, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: [j.state for j in list_jobs()] == ["done"], timeout=180_000)
+    name = list_jobs()[0].name
+    panel.keep.jobs.poll()
+    qtbot.waitUntil(lambda: panel.keep.segment.model.findText("Fine-tuned model") >= 0, timeout=30_000)
+    qtbot.mouseClick(part.compare, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: "was trained on case" in part.status.text(), timeout=60_000)
+
+    panel.project.add_study(replace(lesion_study(tmp_path, "next", 5), labels=None))
+    panel.studies.show_project(panel.project, "case")
+    choose_study(panel, "next")
+    qtbot.waitUntil(lambda: panel.view.probe.predictor is not None, timeout=90_000)
+    on_two_slices(panel, qtbot)
+    qtbot.mouseClick(part.compare, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: "Mean Dice on 2 painted slices" in part.status.text(), timeout=90_000)
+    assert name in part.status.text()
 
 
 def test_a_second_window_is_told_and_cannot_paint(panel, view, make_napari_viewer, qtbot, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
+from models_for_tests import tiny_card
 from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
+from napari_brainmvp.annotation.comparison import as_classes, compare
 from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.export import export_dataset
 from napari_brainmvp.annotation.features import compute_features
@@ -21,11 +24,11 @@ from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.participants import export_participants, import_participants
 from napari_brainmvp.annotation.prediction import StudyPredictor, labelled_voxels
 from napari_brainmvp.annotation.project import AnnotationProject
-from napari_brainmvp.annotation.ranking import rank_studies, summarise
+from napari_brainmvp.annotation.ranking import rank_project, rank_studies, sample_voxels, summarise
 from napari_brainmvp.annotation.store import FeatureStore
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
 from napari_brainmvp.io import find_studies, read_label_map, read_study
-from napari_brainmvp.models import find_model, load_model
+from napari_brainmvp.models import Label, find_model, load_model
 from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.study import LabelMap
 
@@ -171,8 +174,71 @@ def test_a_study_unlike_the_annotated_ones_comes_first(model, features):
         for k, s in odd.scans.items()
     }
     candidates = {"alike": lesion_study(seed=3), "odd": type(odd)("odd", scans)}
-    summaries = [summarise(name, compute_features(s, model), predictor.probe) for name, s in candidates.items()]
-    assert rank_studies(summaries, [summarise("done", features, predictor.probe)])[0].name == "odd"
+    summaries = [
+        summarise(name, sample_voxels(compute_features(s, model)).values, predictor.probe)
+        for name, s in candidates.items()
+    ]
+    done = summarise("done", sample_voxels(features).values, predictor.probe)
+    assert rank_studies(summaries, [done])[0].name == "odd"
+
+
+def test_a_projects_unpainted_studies_in_order(model, features, tmp_path):
+    project = AnnotationProject.create(tmp_path / "project")
+    found = {}
+    for name, seed, keys in (("done", 0, ("t1", "flair")), ("alike", 3, ("t1", "flair")), ("less", 4, ("t1",))):
+        study = replace(lesion_study(tmp_path, name, seed, keys=keys), labels=None)
+        project.add_study(study)
+        found[name] = compute_features(study, model)
+    with pytest.raises(StudyError, match="No study"):
+        rank_project(project, found.__getitem__)
+    project.labels("done").record(strokes().astype(np.uint8))
+    steps = []
+    assert rank_project(project, found.__getitem__, steps.append) == ["less", "alike"]  # no FLAIR: unsure, and unlike
+    assert len(steps) == 3
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        rank_project(project, found.__getitem__, cancel=token)
+    for name in ("alike", "less"):
+        project.labels(name).record(strokes().astype(np.uint8))
+    with pytest.raises(StudyError, match="Every study"):
+        rank_project(project, found.__getitem__)
+    project.close()
+
+
+def test_probe_and_model_are_judged_on_what_they_did_not_learn(features):
+    classes = (
+        LabelClass(value=1, name="Background", color="#868d96", background=True),
+        LabelClass(value=2, name="Lesion", color="#d1495b"),
+    )
+    labels = np.zeros(SHAPE, np.int32)
+    for k in (SHAPE[2] // 2 - 4, SHAPE[2] // 2, SHAPE[2] // 2 + 4):
+        labels[..., k] = truth()[..., k]
+    found = np.where(truth() == 2, 7, 0)
+    card = tiny_card(labels=(Label(value=7, name="lesion", color="#d1495b"),), channels=(0, 7, 7, 7))
+    perfect = as_classes(found, card, classes)
+    assert set(np.unique(perfect)) == {1, 2}
+    done = compare(features, labels, perfect, classes)
+    assert done.slices == 3
+    assert done.model == {"Lesion": 1.0}
+    assert done.probe["Lesion"] > 0.9
+    wrong = labels.copy()
+    last = wrong[..., SHAPE[2] // 2 + 4]
+    last[last > 0] = 3 - last[last > 0]  # nobody who has not seen this slice can know
+    upside_down = np.where(wrong > 0, wrong, 1)
+    done = compare(features, wrong, upside_down, classes)
+    assert done.model == {"Lesion": 1.0}
+    assert done.probe["Lesion"] < 0.5
+    assert done.model_is_better
+    worse = compare(features, labels, np.ones_like(perfect), classes)
+    assert worse.model == {"Lesion": 0.0}
+    assert not worse.model_is_better
+    labels[..., SHAPE[2] // 2 + 1 :] = 0
+    labels[..., : SHAPE[2] // 2] = 0
+    with pytest.raises(StudyError, match="two slices"):
+        compare(features, labels, perfect, classes)
+    with pytest.raises(StudyError, match="none of the classes"):
+        as_classes(found, card, (classes[0], LabelClass(value=2, name="Cyst", color="#d1495b")))
 
 
 def test_brushes_never_paint_over_strokes():

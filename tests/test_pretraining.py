@@ -25,11 +25,10 @@ from napari_brainmvp.training.cache import cache_studies
 from napari_brainmvp.training.checkpoints import last_checkpoint, save_checkpoint
 from napari_brainmvp.training.pretraining.data import CropStream, Dataset, collect
 from napari_brainmvp.training.pretraining.engine import pretrain
-from napari_brainmvp.training.pretraining.model import PretrainingModel
+from napari_brainmvp.training.pretraining.model import PretrainingModel, Views, unseen
 from napari_brainmvp.training.pretraining.spec import RECIPES, DataSource, PretrainingSpec, read_spec
 from napari_brainmvp.training.pretraining.tasks import (
     block_mask,
-    distillation_loss,
     error_likelihood,
     info_nce,
     psnr,
@@ -89,17 +88,19 @@ def test_block_mask_hides_exactly_the_rate_in_whole_blocks():
     assert not torch.equal(mask, other)
 
 
-def test_reconstruction_loss_is_the_mean_over_hidden_voxels_of_each_sample():
+def test_reconstruction_loss_is_the_mean_over_hidden_voxels_however_they_are_spread():
     rng = np.random.default_rng(0)
-    made, truth = rng.normal(size=(2, 2, 1, 4, 4, 4)).astype(np.float32)
-    mask = rng.random((2, 1, 4, 4, 4)) < np.array([0.2, 0.8]).reshape(2, 1, 1, 1, 1)
-    expected = np.mean([((m - t) ** 2)[h].mean() for m, t, h in zip(made, truth, mask, strict=True)])
-    found = reconstruction_loss(torch.from_numpy(made), torch.from_numpy(truth), torch.from_numpy(mask))
-    assert float(found) == pytest.approx(expected, rel=1e-5)
-    everywhere = reconstruction_loss(torch.from_numpy(made), torch.from_numpy(truth), None)
+    made, truth = rng.normal(size=(2, 4, 1, 4, 4, 4)).astype(np.float32)
+    mask = rng.random((4, 1, 4, 4, 4)) < np.array([0.2, 0.8, 0.0, 0.5]).reshape(4, 1, 1, 1, 1)
+    expected = ((made - truth) ** 2)[mask].mean()
+    parts = [torch.from_numpy(part) for part in (made, truth, mask)]
+    assert float(reconstruction_loss(*parts)) == pytest.approx(expected, rel=1e-5)
+    counts = parts[2].flatten(1).sum(1).float()
+    two = [reconstruction_loss(*(part[k::2] for part in parts), lambda _: counts) for k in (0, 1)]  # two processes
+    assert np.mean([float(loss) for loss in two]) == pytest.approx(expected, rel=1e-5)
+    everywhere = reconstruction_loss(parts[0], parts[1], None)
     assert float(everywhere) == pytest.approx(((made - truth) ** 2).mean(), rel=1e-5)
-    nothing = reconstruction_loss(torch.from_numpy(made), torch.from_numpy(truth), torch.zeros(2, 1, 4, 4, 4) > 0)
-    assert float(nothing) == 0
+    assert float(reconstruction_loss(parts[0], parts[1], torch.zeros(4, 1, 4, 4, 4) > 0)) == 0
 
 
 def test_info_nce_is_the_symmetric_cross_entropy_of_cosines():
@@ -126,11 +127,6 @@ def test_error_likelihood_is_least_where_the_variance_is_the_squared_error():
     assert not error_likelihood(torch.zeros_like(truth), made, truth, None).requires_grad
 
 
-def test_distillation_loss_looks_inside_the_head_only():
-    image = torch.tensor([0.0, 1.0, 2.0]).view(1, 1, 3, 1, 1)
-    assert float(distillation_loss(torch.ones_like(image), image)) == pytest.approx(0.5)
-
-
 def test_psnr_in_decibels():
     target = torch.full((2, 2, 2), 2.0)
     assert psnr(target - 0.02, target, target > 0) == pytest.approx(40.0, abs=1e-3)
@@ -144,7 +140,7 @@ def test_template_crops_are_samples_at_the_same_places_and_carry_gradients():
     start, stop = torch.tensor([[-0.9, -1.2, 0.5]]), torch.tensor([[0.1, 0.7, -0.5]])  # beyond the box, and mirrored
     axes = [torch.linspace(float(a), float(b), 8) for a, b in zip(start[0], stop[0], strict=True)]
     where = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)[None]
-    crop = templates.crop(torch.tensor([1]), start, stop, 8)
+    crop = templates.crop(torch.tensor([[1]]), start, stop, 8)
     torch.testing.assert_close(crop, templates.sample(torch.tensor([1]), where))
     crop.sum().backward()
     assert templates.volumes.grad[1].sum() == pytest.approx(512, rel=1e-4)
@@ -154,16 +150,33 @@ def test_template_crops_are_samples_at_the_same_places_and_carry_gradients():
 def test_conditions_change_nothing_at_first_and_everything_but_the_output_transfers():
     spec = EncoderSpec(channels=(8, 16, 32, 32), head_size=16, depths=(1, 1, 1, 1))
     network = ReconstructionNetwork(("t1", "t2"), spec, 8).eval()
-    x = torch.randn(1, 1, 16, 32, 48)
-    first, second = (network.reconstruct(x, torch.tensor([k])) for k in (0, 1))
+    x, flair = torch.randn(1, 1, 16, 32, 48), torch.tensor([1])
+    sources = [torch.tensor([k]) for k in (0, 1, network.template_source)]
+    first, second, third = (network.reconstruct(x, flair, k) for k in sources)
     torch.testing.assert_close(first, second)
+    torch.testing.assert_close(first, third)
     with torch.no_grad():
-        network.conditions[3].embedding.weight[1] = 1.0
-    assert not torch.allclose(first, network.reconstruct(x, torch.tensor([1])))
-    torch.testing.assert_close(first, network.reconstruct(x, torch.tensor([0])))
+        network.conditions[3].norm1.embedding.weight[1] = 1.0
+    assert not torch.allclose(first, network.reconstruct(x, flair, sources[1]))
+    torch.testing.assert_close(first, network.reconstruct(x, flair, sources[0]))
     state = network.state_dict()
-    for key, value in SegmentationNetwork(1, 2, spec, 8, deep_supervision=False).state_dict().items():
+    for key, value in SegmentationNetwork(1, 4, spec, 8, deep_supervision=False).state_dict().items():
         assert state[key].shape == value.shape
+
+
+def test_a_modality_is_learned_wherever_it_is_not_shown_inside_the_head():
+    present = torch.tensor([[True, True, False], [True, True, True]])
+    head = torch.zeros(2, 1, 16, 16, 16, dtype=torch.bool)
+    head[..., :12] = True
+    masks = torch.zeros(4, 1, 16, 16, 16, dtype=torch.bool)
+    masks[:, :, :8] = True
+    # study 0 has t1 and t2, study 1 all; t1 is wanted; views A show the template, views B t2 and FLAIR
+    views = Views(head.float(), head, head.float(), head.float(), masks.float(), masks, torch.tensor([3, 3, 1, 2]))
+    batch = {"present": present, "target": torch.tensor([0, 0])}
+    found = unseen(views, batch).float().mean((2, 3, 4))
+    half, all_ = 0.5 * 0.75, 0.75
+    expected = [[half, all_, 0], [half, all_, all_], [half, half, 0], [half, all_, half]]
+    torch.testing.assert_close(found, torch.tensor(expected))
 
 
 # --- data -------------------------------------------------------------------------------------------------------
@@ -212,7 +225,7 @@ def test_batches_do_not_depend_on_who_reads_them(studies, tmp_path):
     assert isinstance(datasets[0], Dataset)
     whole = CropStream(datasets, spec).batch(7)
     halves = [CropStream(datasets, spec.model_copy(update={"batch": 2}), 0, rank, 2).batch(7) for rank in (0, 1)]
-    for key in ("image", "other", "target", "start"):
+    for key in ("scans", "present", "other", "target", "start"):
         joined = torch.stack([halves[0][key], halves[1][key]], 1).flatten(0, 1)
         assert torch.equal(joined, whole[key])
     loader = torch.utils.data.DataLoader(CropStream(datasets, spec, 5), batch_size=None, num_workers=2)

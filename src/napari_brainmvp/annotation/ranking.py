@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from napari_brainmvp.annotation.features import StudyFeatures
+from napari_brainmvp.annotation.prediction import LabelledVoxels, labelled_voxels
 from napari_brainmvp.annotation.probe import Probe
+from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.errors import StudyError
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 
-__all__ = ["StudySummary", "rank_studies", "summarise"]
+__all__ = ["StudySummary", "rank_project", "rank_studies", "sample_voxels", "summarise"]
 
 _SAMPLE = 20_000
 
@@ -37,9 +43,14 @@ class StudySummary:
     shares: NDArray[np.float32]
 
 
-def summarise(name: str, features: StudyFeatures, probe: Probe) -> StudySummary:
-    """Predict an even sample of a study's voxels and summarise them."""
-    values = features.values[:: max(1, features.count // _SAMPLE)]
+def sample_voxels(features: StudyFeatures) -> LabelledVoxels:
+    """Take an even sample of a study's foreground voxels, none of them labelled."""
+    values = features.values[:: max(1, features.count // _SAMPLE)].clone()
+    return LabelledVoxels(values, np.zeros(len(values), np.int64), features.names)
+
+
+def summarise(name: str, values: Tensor, probe: Probe) -> StudySummary:
+    """Predict a sample (n, F) of a study's voxels and summarise them."""
     probabilities = probe.predict(values)
     entropy = -(probabilities * probabilities.clamp(min=1e-9).log()).sum(1) / np.log(probabilities.shape[1])
     sums = probabilities.T @ values.float()
@@ -65,3 +76,50 @@ def rank_studies(candidates: Sequence[StudySummary], annotated: Sequence[StudySu
     doubt = np.array([s.uncertainty for s in candidates])
     score = doubt.argsort().argsort() + distance.argsort().argsort()
     return [candidates[k] for k in np.argsort(-score, kind="stable")]
+
+
+def rank_project(
+    project: AnnotationProject,
+    read: Callable[[str], StudyFeatures],
+    progress: ProgressCallback = no_progress,
+    cancel: CancelToken | None = None,
+) -> list[str]:
+    """Order a project's studies that nobody has painted on by what annotating them would teach, most first.
+
+    Parameters
+    ----------
+    project : AnnotationProject
+    read : callable
+        Gives a study's features by its name.
+    progress, cancel
+        Reported to and asked at every study.
+
+    Raises
+    ------
+    StudyError
+        No study is painted on yet, or all are.
+    BrainMVPError
+        Fewer than two classes are painted.
+    Cancelled
+        When the token was set.
+    """
+    painted = {s.name: labels for s in project.studies if (labels := project.labels(s.name).labels).any()}
+    if not painted or len(painted) == len(project.studies):
+        found = "every study" if painted else "no study"
+        raise StudyError(f"{found.capitalize()} of the project is painted on: there is nothing to order.")
+    labelled: list[LabelledVoxels] = []
+    samples: dict[str, LabelledVoxels] = {}
+    for number, reference in enumerate(project.studies):
+        if cancel is not None:
+            cancel.raise_if_cancelled()
+        progress(Progress(f"Reading {reference.name}", number, len(project.studies)))
+        features = read(reference.name)
+        samples[reference.name] = sample_voxels(features)
+        if reference.name in painted:
+            labelled.append(labelled_voxels(features, painted[reference.name]))
+    names = tuple(dict.fromkeys(name for voxels in samples.values() for name in voxels.names))
+    probe = Probe(len(names))
+    probe.fit(torch.cat([v.columns(names) for v in labelled]), np.concatenate([v.labels for v in labelled]))
+    summaries = {name: summarise(name, voxels.columns(names), probe) for name, voxels in samples.items()}
+    candidates = [summary for name, summary in summaries.items() if name not in painted]
+    return [s.name for s in rank_studies(candidates, [summaries[name] for name in painted])]

@@ -126,9 +126,9 @@ def reconstruct(
         warnings=warnings,
     )
     fills = _fills(prepared, chosen, loaded, key)
-    predictor = _Predictor(loaded, key)
     sums = torch.zeros(len(fills), 3, *prepared.grid.shape)
-    for number, (part, fill) in enumerate(zip(sums, fills.values(), strict=True)):
+    for number, (part, source, fill) in enumerate(zip(sums, fills, fills.values(), strict=True)):
+        predictor = _Predictor(loaded, key, source)
         for place, mask in enumerate(masks):
             shown = torch.where(mask, fill, prepared.images[0])
             counted = mask if options.mode == "whole" and mask.any() else torch.ones_like(mask)
@@ -257,16 +257,17 @@ class _Predictor(nn.Module):
     The sums are weight times prediction, weight, and what counts; the weight is the inverse of the predicted variance.
     """
 
-    def __init__(self, model: LoadedModel, key: str) -> None:
+    def __init__(self, model: LoadedModel, key: str, source: str) -> None:
         super().__init__()
         self.network = model.network
-        self.index = model.card.modalities.index(key)
+        order = (*model.card.modalities, TEMPLATE)
+        self.target, self.source = order.index(key), order.index(source)
 
     def forward(self, x: Tensor) -> Tensor:
         shown, counted = x[:, :1], x[:, 1:]
         if isinstance(self.network, ReconstructionNetwork):
-            target = torch.full((len(x),), self.index, device=x.device)
-            mean, log_variance = self.network.reconstruct(shown, target).float().chunk(2, 1)
+            target, source = (torch.full((len(x),), k, device=x.device) for k in (self.target, self.source))
+            mean, log_variance = self.network.reconstruct(shown, target, source).float().chunk(2, 1)
             weight = counted * torch.exp(-log_variance.clamp(-10, 5))
         else:
             mean, weight = self.network.reconstruct(shown).float(), counted  # type: ignore[operator]

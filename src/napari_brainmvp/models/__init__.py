@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from napari_brainmvp.models.card import Label, Metric, ModelCard, NetworkSpec
+from napari_brainmvp.models.card import Label, Metric, ModelCard, NetworkSpec, name_digest
 from napari_brainmvp.models.registry import (
     DEFAULT_ENCODER,
     DEFAULT_MODEL,
@@ -38,6 +38,7 @@ __all__ = [
     "load_model",
     "load_official_checkpoint",
     "models_folder",
+    "name_digest",
     "remove_model",
     "save_model",
 ]

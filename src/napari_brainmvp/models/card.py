@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from napari_brainmvp.preparation.spec import PreparationSpec
 
-__all__ = ["NOTICE", "Label", "Metric", "ModelCard", "NetworkSpec"]
+__all__ = ["NOTICE", "Label", "Metric", "ModelCard", "NetworkSpec", "name_digest"]
 
 NOTICE = "For research use. Not a medical device; not for diagnosis or treatment."
 
@@ -199,3 +200,8 @@ class ModelCard(BaseModel):
         if unknown:
             raise ValueError(f"channels name label values {sorted(unknown)} that labels do not describe")
         return self
+
+
+def name_digest(name: str) -> str:
+    """Return 12 hexadecimal digits for a study's name: a card tells what it was trained on without naming anybody."""
+    return hashlib.sha256(name.encode()).hexdigest()[:12]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from napari_brainmvp.networks.layers import InstanceNorm, TransposedConv, channels_last, to_hwd
 from napari_brainmvp.networks.uniformer import STRIDE, UNIFORMER_SMALL, EncoderSpec, PatchEmbedding, UniFormer
 
-__all__ = ["SegmentationNetwork", "UpBlock"]
+__all__ = ["ResidualBlock", "SegmentationNetwork", "UpBlock"]
 
 
 class _Convolution(nn.Module):
@@ -24,7 +24,7 @@ class _Convolution(nn.Module):
         return out
 
 
-class _ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3^3 convolutions with instance normalisation and leaky ReLU, and a 1^3 shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -35,6 +35,7 @@ class _ResidualBlock(nn.Module):
         self.norm = InstanceNorm()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, X, Y, Z) to (B, C', X, Y, Z)."""
         out = F.leaky_relu(self.norm(self.conv1(x)), 0.01, inplace=True)
         out = self.norm(self.conv2(out)) + self.norm(self.conv3(x))
         return F.leaky_relu(out, 0.01, inplace=True)
@@ -46,7 +47,7 @@ class UpBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.transp_conv = TransposedConv(in_channels, out_channels)
-        self.conv_block = _ResidualBlock(2 * out_channels, out_channels)
+        self.conv_block = ResidualBlock(2 * out_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Map x (B, C, h, w, d) and skip (B, C', 2h, 2w, 2d) to (B, C', 2h, 2w, 2d)."""

@@ -62,8 +62,8 @@ class ModalityTemplates(nn.Module):
 
         Parameters
         ----------
-        index : Tensor of shape (B,), int64
-            Which template for each sample.
+        index : Tensor of shape (B, N), int64
+            Which templates for each sample.
         start, stop : Tensor of shape (B, 3), float32
             Positions of the cube's first and last voxel in the box, -1..1 along each axis; mirrored where the start
             lies behind the stop, and the border value beyond the box.
@@ -72,7 +72,7 @@ class ModalityTemplates(nn.Module):
 
         Returns
         -------
-        Tensor of shape (B, 1, size, size, size), float32
+        Tensor of shape (B, N, size, size, size), float32
         """
         steps = torch.linspace(0, 1, size, device=start.device)
         cubes = self.volumes[index]
@@ -81,8 +81,8 @@ class ModalityTemplates(nn.Module):
             position = ((unit + 1) / 2 * (length - 1)).clamp(0, length - 1)
             nodes = torch.arange(length, device=start.device)
             weights = (1 - (position[..., None] - nodes).abs()).clamp(min=0)  # (B, size, length), hat functions
-            cubes = torch.einsum("bijk,bsi->bjks", cubes, weights)  # the next axis comes first
-        return cubes[:, None]
+            cubes = torch.einsum("bnijk,bsi->bnjks", cubes, weights)  # the next axis comes first
+        return cubes
 
     def fill(self, shape: Sequence[int]) -> Tensor:
         """Resize all templates to a whole foreground box: (M, X, Y, Z), float32."""

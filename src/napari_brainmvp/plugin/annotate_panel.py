@@ -12,7 +12,6 @@ from qtpy.QtCore import Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import (
     QCheckBox,
-    QComboBox,
     QFileDialog,
     QGridLayout,
     QHBoxLayout,
@@ -32,6 +31,7 @@ from napari_brainmvp.plugin.class_table import ClassTable
 from napari_brainmvp.plugin.finetune_row import FinetuneRow
 from napari_brainmvp.plugin.layers import study_layers
 from napari_brainmvp.plugin.painted import selected_labels
+from napari_brainmvp.plugin.project_studies import ProjectStudies
 from napari_brainmvp.plugin.study_panel import StudyPanel
 from napari_brainmvp.plugin.style import heading, main_button, quiet
 from napari_brainmvp.progress import Progress
@@ -78,7 +78,7 @@ class AnnotatePanel(QWidget):
         self.view: AnnotationView | None = None
         self.new, self.open = QPushButton("New project…"), QPushButton("Open project…")
         self.title = quiet("A project keeps your strokes, every one of them, from now on.")
-        self.studies = QComboBox()
+        self.studies = ProjectStudies()
         self.start = main_button("Annotate this study")
         self.classes = ClassTable()
         self.live, self.uncertainty, self.everything = (QCheckBox(f"{s[2]}  ({s[1]})") for s in _SWITCHES)
@@ -90,7 +90,6 @@ class AnnotatePanel(QWidget):
         self._refresh()
 
     def _build(self) -> None:
-        self.studies.setToolTip("Studies of the project: choose one to open it.")
         self.start.setToolTip("Add the open study to the project, if it is not in it, and paint on it.")
         self.bar.setTextVisible(False)
         self.bar.setFixedHeight(8)
@@ -130,7 +129,10 @@ class AnnotatePanel(QWidget):
         self.new.clicked.connect(lambda: self._ask(self.create_project))
         self.open.clicked.connect(lambda: self._ask(self.open_project))
         self.start.clicked.connect(lambda: self._try(self.annotate))
-        self.studies.activated.connect(lambda _: self._try(self._open_chosen))
+        self.studies.chosen.connect(lambda name: self._try(lambda: self._open_chosen(name)))
+        self.studies.said.connect(self.status.setText)
+        self.studies.refused.connect(self._refused)
+        self.studies.progressed.connect(self._progressed)
         self.classes.edited.connect(lambda classes: self._try(lambda: self._edit_classes(classes)))
         self.classes.chosen.connect(lambda value: self._tell("choose", value))
         self.live.toggled.connect(lambda on: self._tell("set_live", on))
@@ -194,11 +196,10 @@ class AnnotatePanel(QWidget):
         view.start()
         self.shown.emit()
 
-    def _open_chosen(self) -> None:
+    def _open_chosen(self, name: str) -> None:
         """Open a study of the project in the viewer, in place of what is there, and annotate it."""
-        if self.project is None or not self.studies.currentData():
-            return
-        study = self.project.read(self.studies.currentData())
+        assert self.project is not None
+        study = self.project.read(name)
         if self.view is not None:
             self.view.close()
             self.view = None
@@ -254,29 +255,24 @@ class AnnotatePanel(QWidget):
     def _refresh(self) -> None:
         project = self.project
         self.start.setEnabled(project is not None and bool(self._study.assigned()))
-        self.studies.setVisible(project is not None and bool(project.studies))
+        self.studies.show_project(project, self.view.name if self.view is not None else "")
         self.classes.setVisible(project is not None)
-        self.finetune.set_project(project)
         if project is not None:
             note = "  –  read-only, open elsewhere" if project.read_only else ""
             self.title.setText(f"{project.folder}{note}")
             self.classes.show_classes(project.classes, not project.read_only)
-            self.studies.clear()
-            self.studies.addItem("Open a study of the project…", "")
-            for reference in project.studies:
-                self.studies.addItem(reference.name, reference.name)
-            if self.view is not None:
-                self.studies.setCurrentIndex(self.studies.findData(self.view.name))
         self._refresh_tools()
 
     def _refresh_tools(self) -> None:
         view = self.view
         for name, button in self.tools.items():
             button.setEnabled(view is not None and view.can(name))
+        self.finetune.set_project(self.project, view)
 
     def abandon(self) -> None:
         """Save and let go because the window closes."""
         self.finetune.abandon()
+        self.studies.abandon()
         self.close_project()
 
 

@@ -58,7 +58,7 @@ class AnnotationView(QObject):
         self, viewer: Any, project: AnnotationProject, reference: StudyReference, study: Study, frame: Frame
     ) -> None:
         super().__init__()
-        self._viewer, self._project, self.name = viewer, project, reference.name
+        self._viewer, self._project, self.name, self.study = viewer, project, reference.name, study
         self._live = True
         self._others: Work | None = None
         history = project.labels(reference.name)

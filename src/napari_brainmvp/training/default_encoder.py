@@ -15,10 +15,8 @@ from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpe
 
 __all__ = ["SPEC", "main", "publish"]
 
-SPEC = PretrainingSpec(
-    data=(DataSource(path="synthetic:90"),), crop=64, batch=2, whole=0.3, max_steps=900, validate_every=200, minutes=3.0
-)
-"""The ``compact`` recipe but for crops, batch and the share of views that show nothing of their target."""
+SPEC = PretrainingSpec(data=(DataSource(path="synthetic:240"),), max_steps=2400, validate_every=400, minutes=3.0)
+"""The ``compact`` recipe."""
 
 logger = logging.getLogger(__name__)
 

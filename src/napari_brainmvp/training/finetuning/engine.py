@@ -12,7 +12,15 @@ from lightning.fabric import Fabric
 from torch.utils.data import DataLoader
 
 from napari_brainmvp.errors import BrainMVPError
-from napari_brainmvp.models import LoadedModel, ModelCard, NetworkSpec, find_model, load_model, save_model
+from napari_brainmvp.models import (
+    LoadedModel,
+    ModelCard,
+    NetworkSpec,
+    find_model,
+    load_model,
+    name_digest,
+    save_model,
+)
 from napari_brainmvp.models.weights import build_network
 from napari_brainmvp.networks import SegmentationNetwork
 from napari_brainmvp.preparation import PreparationSpec
@@ -195,7 +203,7 @@ class _Segmentation:
         card = self._card((), {}, 1)
         network = build_network(card)
         assert isinstance(network, SegmentationNetwork)
-        facts: dict[str, Any] = {"init": self.spec.init}
+        facts: dict[str, Any] = {"init": self.spec.init, "study digests": [name_digest(s.name) for s in studies]}
         done = None
         if self.source is not None:
             done = transfer(network, self.source, self.modalities, self.labels.channels)

@@ -96,9 +96,8 @@ class SegmentationModel(nn.Module):
         repeated = image.repeat(len(shown) // count, 1, 1, 1, 1)
         if shown.all():
             return repeated
-        which = torch.arange(channels, device=image.device).repeat(count)
-        start, stop = (batch[key].repeat_interleave(channels, 0) for key in ("start", "stop"))
-        templates = self.templates.crop(which, start, stop, size).view(count, channels, size, size, size)
+        which = torch.arange(channels, device=image.device).expand(count, -1)
+        templates = self.templates.crop(which, batch["start"], batch["stop"], size)
         templates = templates * (image > 0).any(1, keepdim=True)
         instead = templates.repeat(len(shown) // count, 1, 1, 1, 1)
         return torch.where(shown[:, :, None, None, None], repeated, instead)

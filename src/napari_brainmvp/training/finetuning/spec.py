@@ -152,7 +152,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "hour": {
         "encoder_rate": 0.3,
         "deep_supervision": True,
-        "crop": 80,
+        "crop": 64,
         "mixing": 0.5,
         "consistency": 0.1,
         "max_steps": 1000,

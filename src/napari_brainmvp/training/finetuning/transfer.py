@@ -128,19 +128,8 @@ def transfer(
 
 
 def _names_of_segmentation(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a pre-training network's tensors to the segmentation network's.
-
-    The reconstruction network scales a block's output for each target; the mean scale goes into the transposed
-    convolution that comes next, which gives the same there. (The shift is left out: instance normalisation removes it.)
-    """
-    renamed = {re.sub(r"^encoder\.uniformer\.", "encoder.", key): value for key, value in state.items()}
-    for index, block in enumerate(("decoder4", "decoder3", "decoder2")):
-        condition = state.get(f"conditions.{index}.embedding.weight")
-        if condition is not None:
-            scale = 1 + condition.mean(0).chunk(2)[0]
-            key = f"decoder.{block}.transp_conv.conv.weight"
-            renamed[key] = renamed[key] * scale[:, None, None, None, None]
-    return renamed
+    """Rename a pre-training network's tensors to the segmentation network's."""
+    return {re.sub(r"^encoder\.uniformer\.", "encoder.", key): value for key, value in state.items()}
 
 
 def _stem(weight: Tensor, card: ModelCard, modalities: Sequence[str]) -> Tensor:

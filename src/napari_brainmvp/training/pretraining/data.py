@@ -18,11 +18,12 @@ from napari_brainmvp.training.cache import CachedStudy, Problem, cache_studies, 
 from napari_brainmvp.training.pretraining.spec import PretrainingSpec
 from napari_brainmvp.training.sources import DataSource, find_files
 
-__all__ = ["Batch", "CropStream", "Dataset", "collect", "cut_pair"]
+__all__ = ["Batch", "CropStream", "Dataset", "collect", "read_sample"]
 
 Batch = dict[str, Tensor]
-"""``image``, ``other`` (B, 1, n, n, n) float32; ``has_other`` (B,) bool; ``target`` (B,) int64;
-``start``, ``stop`` (B, 3) float32, where the crop lies in the templates' frame; ``number`` () int64, which batch."""
+"""``scans`` (B, M, n, n, n) float32, 0 for a modality that is not ``present`` (B, M) bool; ``target``, ``other`` (B,)
+int64, the modality to learn and the one to learn it from, the same where there is only one; ``start``, ``stop`` (B, 3)
+float32, where the crop lies in the templates' frame; ``number`` () int64, which batch."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,28 @@ def _prepare(
     return studies, [*(Problem(name, reason) for name, reason in unreadable), *bad]
 
 
-def cut_pair(study: CachedStudy, channels: tuple[int, int], start: NDArray[np.int64], size: int) -> Tensor:
-    """Read the same cube of two channels: (2, size, size, size), float32, 0 beyond the volume."""
-    shape = np.array(study.volumes.shape[1:])
+def read_sample(
+    study: CachedStudy, spec: PretrainingSpec, start: NDArray[np.int64], target: str, other: str
+) -> dict[str, Tensor]:
+    """Read the cube of all known modalities at ``start``, 0 beyond the volume: one sample of a :data:`Batch`."""
+    shape, size = np.array(study.volumes.shape[1:]), spec.crop
     low, high = np.maximum(start, 0), np.minimum(start + size, shape)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    into = tuple(slice(int(a), int(b)) for a, b in zip(low - start, high - start, strict=True))
-    cube = torch.zeros(2, size, size, size)
-    x, y, z = into
-    for row, channel in enumerate(channels):
-        cube[row, x, y, z] = torch.from_numpy(np.array(study.volumes[channel][box])).float()
-    return cube
+    x, y, z = (slice(int(a), int(b)) for a, b in zip(low - start, high - start, strict=True))
+    scans = torch.zeros(len(spec.modalities), size, size, size)
+    for channel, key in enumerate(study.modalities):
+        if key in spec.modalities:
+            scans[spec.modalities.index(key), x, y, z] = torch.from_numpy(np.array(study.volumes[channel][box])).float()
+    span = shape if spec.template_frame == "box" else np.array(spec.template_shape)
+    first, last = ((voxel - (shape - 1) / 2) / ((span - 1) / 2) for voxel in (start, start + size - 1))
+    return {
+        "scans": scans,
+        "present": torch.tensor([key in study.modalities for key in spec.modalities]),
+        "target": torch.tensor(spec.modalities.index(target)),
+        "other": torch.tensor(spec.modalities.index(other)),
+        "start": torch.from_numpy(first.astype(np.float32)),
+        "stop": torch.from_numpy(last.astype(np.float32)),
+    }
 
 
 class CropStream(IterableDataset[Batch]):
@@ -141,26 +153,13 @@ class CropStream(IterableDataset[Batch]):
         rng = np.random.default_rng([spec.seed, index])
         studies = self.datasets[int(rng.choice(len(self.datasets), p=self.shares))].studies
         study = studies[int(rng.integers(len(studies)))]
-        channels = [k for k, key in enumerate(study.modalities) if key in spec.modalities]
-        order = rng.permutation(channels)
-        target, other = int(order[0]), int(order[-1])
+        order = rng.permutation([key for key in study.modalities if key in spec.modalities])
         shape = np.array(study.volumes.shape[1:])
         start = rng.integers(np.minimum(-8, (shape - spec.crop) // 2), np.maximum(shape - spec.crop + 8, 1))
-        pair = cut_pair(study, (target, other), start, spec.crop)
-        first, last = self.place(start, shape)
+        sample = read_sample(study, spec, start, str(order[0]), str(order[-1]))
         if rng.random() < 0.5:  # left and right are alike; the template is read mirrored along
-            pair, first[0], last[0] = pair.flip(1), last[0], first[0]
-        return {
-            "image": pair[:1],
-            "other": pair[1:],
-            "has_other": torch.tensor(target != other),
-            "target": torch.tensor(spec.modalities.index(study.modalities[target])),
-            "start": torch.from_numpy(first.astype(np.float32)),
-            "stop": torch.from_numpy(last.astype(np.float32)),
-        }
-
-    def place(self, start: NDArray[np.int64], shape: NDArray[np.int64]) -> tuple[NDArray[np.float64], ...]:
-        """Return where a crop's first and last voxels lie in the templates' frame, (3,) each, -1..1."""
-        span = shape if self.spec.template_frame == "box" else np.array(self.spec.template_shape)
-        centre = (shape - 1) / 2
-        return tuple((voxel - centre) / ((span - 1) / 2) for voxel in (start, start + self.spec.crop - 1))
+            sample["scans"] = sample["scans"].flip(1)
+            first, last = sample["start"], sample["stop"]
+            sample["start"] = torch.cat([last[:1], first[1:]])
+            sample["stop"] = torch.cat([first[:1], last[1:]])
+        return sample

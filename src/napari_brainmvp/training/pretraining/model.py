@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +17,53 @@ from napari_brainmvp.networks import (
 from napari_brainmvp.training.pretraining.data import Batch
 from napari_brainmvp.training.pretraining.spec import PretrainingSpec
 from napari_brainmvp.training.pretraining.tasks import (
+    Gather,
     block_mask,
-    distillation_loss,
     error_likelihood,
     info_nce,
     reconstruction_loss,
 )
 
-__all__ = ["FULL_RESOLUTION_CHANNELS", "PretrainingModel", "build_network"]
+__all__ = ["FULL_RESOLUTION_CHANNELS", "Prediction", "PretrainingModel", "Views", "build_network", "unseen"]
 
 FULL_RESOLUTION_CHANNELS = 16
 """Of the decoder of ``uniformer-compact``, as in the default segmentation model."""
-Gather = Callable[[Tensor], Tensor]
+
+
+class Views(NamedTuple):
+    """Two masked views of each crop.
+
+    ``image``, ``template`` (B, 1, n, n, n): what is to be learned, and the distilled idea of it. ``templates`` (B, M,
+    n, n, n): those of all modalities where they are distilled directly. ``head`` (B, 1, n, n, n), bool: where any
+    modality is not 0. ``shown``, ``masks`` (2 B, 1, n, n, n): first all views A, then all views B, and True where they
+    hide the image. ``source`` (2 B,): the modality shown there; their number for the template.
+    """
+
+    image: Tensor
+    head: Tensor
+    template: Tensor
+    templates: Tensor
+    shown: Tensor
+    masks: Tensor
+    source: Tensor
+
+
+class Prediction(NamedTuple):
+    """What the network makes of views.
+
+    ``means`` and ``log_variances`` (2 B, M, n, n, n) of all modalities, or (2 B, 1, n, n, n) and None from the
+    published decoder; the ``deepest`` features.
+    """
+
+    means: Tensor
+    log_variances: Tensor | None
+    deepest: Tensor
+
+    def of(self, target: Tensor) -> Tensor:
+        """Return the mean (2 B, 1, n, n, n) of one modality of each view."""
+        if self.log_variances is None:
+            return self.means
+        return self.means[torch.arange(len(target), device=target.device), target][:, None]
 
 
 def build_network(spec: PretrainingSpec) -> PretrainingNetwork | ReconstructionNetwork:
@@ -66,7 +100,7 @@ class PretrainingModel(nn.Module):
         assert self.network.templates is not None
         return self.network.templates
 
-    def views(self, batch: Batch, progress: float, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    def views(self, batch: Batch, progress: float, rank: int = 0, world: int = 1) -> Views:
         """Make view A, masked from the template, and view B, masked from another modality.
 
         View B takes the template too where the study has no other modality, and before ``other_from``.
@@ -79,43 +113,51 @@ class PretrainingModel(nn.Module):
             Share of the run that is done, 0..1.
         rank, world : int
             Which samples of the global batch these are.
-
-        Returns
-        -------
-        views, masks : Tensor of shape (2 B, 1, n, n, n)
-            First all views A, then all views B; what is hidden is True.
-        template : Tensor of shape (B, 1, n, n, n)
         """
-        spec, image = self.spec, batch["image"]
-        total = len(image) * world
+        spec, scans, target = self.spec, batch["scans"], batch["target"]
+        count, device = len(scans), scans.device
+        rows = torch.arange(count, device=device)
+        image, second = scans[rows, target][:, None], scans[rows, batch["other"]][:, None]
+        total = count * world
         generator = torch.Generator().manual_seed(hash((spec.seed, int(batch["number"]))) % 2**63)
         low, high = spec.mask_rate
         rates = low + (high - low) * torch.rand(2 * total, generator=generator)
         nothing = torch.rand(total, generator=generator) < spec.whole
         mine = torch.arange(rank, 2 * total, world)
-        other = batch["has_other"] & (progress >= spec.other_from)
-        rates, nothing = rates[mine].to(image.device), nothing[mine[: len(image)]].to(image.device)
-        rates[len(image) :][nothing & other] = 1.0
+        other = (batch["other"] != target) & (progress >= spec.other_from)
+        rates, nothing = rates[mine].to(device), nothing[mine[:count]].to(device)
+        rates[count:][nothing & other] = 1.0
         every = torch.ones(2 * total)
         every[mine] = rates.cpu()
-        masks = block_mask(every, spec.crop, generator)[mine].to(image.device)
+        masks = block_mask(every, spec.crop, generator)[mine].to(device)
 
-        template = self.templates.crop(batch["target"], batch["start"], batch["stop"], spec.crop)
+        every_one = torch.arange(len(spec.modalities), device=device).expand(count, -1)
+        wanted = every_one if spec.distillation else target[:, None]
+        templates = self.templates.crop(wanted, batch["start"], batch["stop"], spec.crop)
+        template = templates[rows, target][:, None] if spec.distillation else templates
         if spec.template_minmax:
-            flat = self.templates.volumes[batch["target"]].flatten(1)
+            flat = self.templates.volumes[target].flatten(1)
             least, most = (edge[:, None, None, None, None] for edge in (flat.amin(1), flat.amax(1)))
             template = (template - least) / (most - least).clamp(min=1e-9)
-        instead = torch.where(other[:, None, None, None, None], batch["other"], template)
-        shown = torch.cat([image, image])
-        return torch.where(masks, torch.cat([template, instead]), shown), masks, template
+        instead = torch.cat([template, torch.where(other[:, None, None, None, None], second, template)])
+        from_template = torch.full_like(target, len(spec.modalities))
+        return Views(
+            image=image,
+            head=(scans != 0).any(1, keepdim=True),
+            template=template,
+            templates=templates,
+            shown=torch.where(masks, instead, torch.cat([image, image])),
+            masks=masks,
+            source=torch.cat([from_template, torch.where(other, batch["other"], from_template)]),
+        )
 
-    def reconstruct(self, views: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return the reconstruction (B, 1, ...), the log variance of its error or None, and the deepest features."""
-        features = self.network.encode(views)
+    def predict(self, shown: Tensor, source: Tensor) -> Prediction:
+        """Reconstruct from views (2 B, 1, n, n, n) whose hidden blocks show ``source`` (2 B,)."""
+        features = self.network.encode(shown)
         if isinstance(self.network, PretrainingNetwork):
-            return self.network.decode(features), None, features[-1]
-        out = self.network.decode(features, target)
-        return out[:, :1], out[:, 1:], features[-1]
+            return Prediction(self.network.decode(features), None, features[-1])
+        means, log_variances = self.network.decode(features, source)
+        return Prediction(means, log_variances, features[-1])
 
     def forward(
         self, batch: Batch, progress: float, rank: int = 0, world: int = 1, gather: Gather | None = None
@@ -128,25 +170,41 @@ class PretrainingModel(nn.Module):
             Scalars ``template`` and ``other`` (task 1 on views A and B), ``distillation`` (task 2), ``contrast``
             (task 3), ``likelihood``, and ``loss``, their weighted sum.
         """
-        spec, image, count = self.spec, batch["image"], len(batch["image"])
-        views, masks, template = self.views(batch, progress, rank, world)
-        mean, log_variance, deepest = self.reconstruct(views, batch["target"].repeat(2))
-        hidden = masks if spec.masked_loss else None
-        first, second = (hidden[:count], hidden[count:]) if hidden is not None else (None, None)
+        spec, scans = self.spec, batch["scans"]
+        views = self.views(batch, progress, rank, world)
+        found = self.predict(views.shown, views.source)
+        truth, counted = views.image.repeat(2, 1, 1, 1, 1), views.masks & views.head.repeat(2, 1, 1, 1, 1)
+        means, log_variances = found.of(batch["target"].repeat(2)), found.log_variances
+        if log_variances is not None and spec.all_targets:
+            means, truth, counted = found.means, scans.repeat(2, 1, 1, 1, 1), unseen(views, batch)
+        pairs = [part.chunk(2) for part in (means, truth, counted)]
         losses = {
-            "template": reconstruction_loss(mean[:count], image, first),
-            "other": reconstruction_loss(mean[count:], image, second),
+            name: reconstruction_loss(mean, true, where if spec.masked_loss else None, gather)
+            for name, mean, true, where in zip(("template", "other"), *pairs, strict=True)
         }
         total = spec.from_template * losses["template"] + spec.from_other * losses["other"]
+        if log_variances is not None:
+            every = scans.repeat(2, 1, 1, 1, 1), unseen(views, batch)
+            losses["likelihood"] = error_likelihood(log_variances, found.means, *every, gather)
+            total = total + 0.1 * losses["likelihood"]
         if spec.distillation:
-            losses["distillation"] = distillation_loss(template, image)
+            inside = views.head & batch["present"][:, :, None, None, None]
+            losses["distillation"] = reconstruction_loss(views.templates, scans, inside, gather)
             total = total + spec.distillation * losses["distillation"]
         if spec.contrast:
+            deepest = found.deepest
             pooled = deepest.flatten(1) if self.projection is None else self.projection(deepest.mean((2, 3, 4)))
-            one, two = (gather(half) if gather else half for half in (pooled[:count], pooled[count:]))
+            one, two = (gather(half) if gather else half for half in pooled.chunk(2))
             losses["contrast"] = info_nce(one, two, spec.temperature)
             total = total + spec.contrast * float(progress >= spec.contrast_from) * losses["contrast"]
-        if log_variance is not None:
-            losses["likelihood"] = error_likelihood(log_variance, mean, image.repeat(2, 1, 1, 1, 1), hidden)
-            total = total + 0.1 * losses["likelihood"]
         return {**losses, "loss": total}
+
+
+def unseen(views: Views, batch: Batch) -> Tensor:
+    """Return where each modality is to be predicted and not to be seen: (2 B, M, n, n, n), bool, inside the head."""
+    counted = (batch["present"][:, :, None, None, None] & views.head).repeat(2, 1, 1, 1, 1)
+    rows = torch.arange(len(counted), device=counted.device)
+    counted[rows, batch["target"].repeat(2)] &= views.masks[:, 0]
+    real = (views.source < counted.shape[1]).nonzero()[:, 0]
+    counted[real, views.source[real]] &= ~views.masks[real, 0]
+    return counted

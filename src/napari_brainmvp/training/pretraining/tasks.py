@@ -5,11 +5,17 @@ Source: Rui et al., CVPR 2025 (arXiv 2410.10604), section 3; where ours differs,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["block_mask", "distillation_loss", "error_likelihood", "info_nce", "psnr", "reconstruction_loss"]
+__all__ = ["Gather", "block_mask", "error_likelihood", "info_nce", "psnr", "reconstruction_loss"]
+
+
+Gather = Callable[[Tensor], Tensor]
+"""Joins a tensor of all processes along the first axis; gradients flow back to each."""
 
 
 def block_mask(rates: Tensor, size: int, generator: torch.Generator, block: int = 8) -> Tensor:
@@ -38,52 +44,53 @@ def block_mask(rates: Tensor, size: int, generator: torch.Generator, block: int 
     return mask.expand(-1, -1, -1, block, -1, block, -1, block).reshape(-1, 1, size, size, size)
 
 
-def reconstruction_loss(reconstruction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+def reconstruction_loss(
+    reconstruction: Tensor, target: Tensor, mask: Tensor | None, gather: Gather | None = None
+) -> Tensor:
     """Mean squared error, task 1 (cross-modal reconstruction).
 
-    L = mean over samples of sum_v m_v (y_v - x_v)^2 / sum_v m_v with the mask m; with None, m = 1 everywhere as in the
-    paper. Each sample counts the same however much of it is hidden, and any split over devices gives the same mean.
+    L = sum_v m_v (y_v - x_v)^2 / sum_v m_v over all voxels of the batch with the mask m; with None, m = 1 everywhere as
+    in the paper. Every voxel counts the same: crops at the edge of the head hold few, and would only add noise.
+
+    Of template and image inside the head it is the direct form of task 2 (not in the paper): its minimum is the
+    modality's mean at each place. In the paper a template is reached only through task 1, which asks that it be useful
+    and not that it be the mean.
 
     Parameters
     ----------
-    reconstruction, target : Tensor of shape (B, 1, X, Y, Z)
-    mask : Tensor of shape (B, 1, X, Y, Z), bool, or None
+    reconstruction, target : Tensor of shape (B, C, X, Y, Z)
+    mask : Tensor of shape (B, C, X, Y, Z), bool, or None
+    gather : callable, optional
+        Joins a tensor of all processes along the first axis. With it the mean over the processes of what each returns
+        is the loss of the whole batch, however its hidden voxels are spread.
 
     Returns
     -------
     Tensor
         Scalar.
     """
-    error = (reconstruction.float() - target) ** 2
+    return _masked_mean((reconstruction.float() - target) ** 2, mask, gather)
+
+
+def _masked_mean(values: Tensor, mask: Tensor | None, gather: Gather | None) -> Tensor:
     if mask is None:
-        return error.mean()
-    weights = mask.to(error.dtype)
-    return ((error * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1)).mean()
+        return values.mean()
+    counts = mask.flatten(1).sum(1, dtype=values.dtype)
+    every = gather(counts) if gather else counts
+    return (values * mask).flatten(1).sum(1).mean() / every.mean().clamp(min=1)
 
 
-def error_likelihood(log_variance: Tensor, reconstruction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+def error_likelihood(
+    log_variance: Tensor, reconstruction: Tensor, target: Tensor, mask: Tensor | None, gather: Gather | None = None
+) -> Tensor:
     """Negative log-likelihood of the error under a normal distribution, up to a constant: (e^2 / s^2 + log s^2) / 2.
 
-    The error is taken as given, so that learning how sure to be does not change what is reconstructed.
+    The error is taken as given, so that learning how sure to be does not change what is reconstructed. Averaged as in
+    :func:`reconstruction_loss`.
     """
     log_variance = log_variance.float().clamp(-10, 5)
     squared = (reconstruction.detach().float() - target) ** 2
-    weights = torch.ones_like(squared) if mask is None else mask.to(squared.dtype)
-    likelihood = 0.5 * (squared * torch.exp(-log_variance) + log_variance)
-    return ((likelihood * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1)).mean()
-
-
-def distillation_loss(template: Tensor, image: Tensor) -> Tensor:
-    """Mean squared difference of template and image inside the head, task 2 made direct (not in the paper).
-
-    Its minimum is the modality's mean at each place. In the paper a template is reached only through task 1, which
-    asks that it be useful and not that it be the mean.
-
-    Parameters
-    ----------
-    template, image : Tensor of shape (B, 1, X, Y, Z)
-    """
-    return reconstruction_loss(template, image, image > 0)
+    return _masked_mean(0.5 * (squared * torch.exp(-log_variance) + log_variance), mask, gather)
 
 
 def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from napari_brainmvp.io.atomic import atomic_path
 from napari_brainmvp.training.cache import CachedStudy
-from napari_brainmvp.training.pretraining.data import Batch, CropStream, Dataset, cut_pair
+from napari_brainmvp.training.pretraining.data import Batch, read_sample
 from napari_brainmvp.training.pretraining.model import PretrainingModel
 from napari_brainmvp.training.pretraining.tasks import psnr
 
@@ -56,14 +56,14 @@ def validate(
             if key not in model.spec.modalities:
                 continue
             batch = central_batch(model, study, channel, number, fabric.device)
-            views, masks, template = model.views(batch, 1.0)
+            views = model.views(batch, 1.0)
+            masks, image = views.masks, views.image
             with fabric.autocast():
-                mean, _, _ = model.reconstruct(views, batch["target"].repeat(2))
-            image, mean = batch["image"], mean.float()
+                mean = model.predict(views.shown, views.source).of(batch["target"].repeat(2)).float()
             if model.spec.masked_loss:  # what is shown is no task then, and what comes out there means nothing
                 mean = torch.where(masks, mean, image)
-            for row, suffix in enumerate(("", "_from_other") if batch["has_other"] else ("",)):
-                hidden = masks[row : row + 1] & (image > 0)
+            for row, suffix in enumerate(("", "_from_other") if batch["other"] != batch["target"] else ("",)):
+                hidden = masks[row : row + 1] & views.head
                 found[f"psnr_{key}{suffix}"].append(psnr(mean[row : row + 1], image, hidden))
                 similarity, _ = compute_ssim_and_cs(
                     mean[row : row + 1],
@@ -74,7 +74,7 @@ def validate(
                     data_range=float(image.max().clamp(min=1)),
                 )
                 found[f"ssim_{key}{suffix}"].append(float(similarity.mean()))
-            rows.setdefault(key, _row(image, views[:1], mean[:1], template, mean[:1] - image))
+            rows.setdefault(key, _row(image, views.shown[:1], mean[:1], views.template, mean[:1] - image))
     if picture is not None and rows:
         grey = np.concatenate([rows[key] for key in model.spec.modalities if key in rows])
         with atomic_path(picture) as temporary:
@@ -87,21 +87,12 @@ def central_batch(
 ) -> Batch:
     """Cut the crop in the middle of a study, a batch of one; the other modality is the next one it has."""
     spec = model.spec
-    usable = [k for k, key in enumerate(study.modalities) if key in spec.modalities]
-    other = usable[(usable.index(channel) + 1) % len(usable)]
-    shape = np.array(study.volumes.shape[1:])
-    start = (shape - spec.crop) // 2
-    pair = cut_pair(study, (channel, other), start, spec.crop)
-    first, last = CropStream([Dataset((study,), 1.0)], spec).place(start, shape)
-    batch = {
-        "image": pair[:1],
-        "other": pair[1:],
-        "has_other": torch.tensor(channel != other),
-        "target": torch.tensor(spec.modalities.index(study.modalities[channel])),
-        "start": torch.from_numpy(first.astype(np.float32)),
-        "stop": torch.from_numpy(last.astype(np.float32)),
-    }
-    return {key: value[None].to(device) for key, value in batch.items()} | {"number": torch.tensor(number)}
+    usable = [key for key in study.modalities if key in spec.modalities]
+    target = study.modalities[channel]
+    other = usable[(usable.index(target) + 1) % len(usable)]
+    start = (np.array(study.volumes.shape[1:]) - spec.crop) // 2
+    sample = read_sample(study, spec, start, target, other)
+    return {key: value[None].to(device) for key, value in sample.items()} | {"number": torch.tensor(number)}
 
 
 def _row(image: Tensor, masked: Tensor, mean: Tensor, template: Tensor, error: Tensor) -> NDArray[np.float32]:

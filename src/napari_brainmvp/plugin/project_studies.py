@@ -1,0 +1,183 @@
+"""The studies of an annotation project: which is open, which to annotate next, and what class each is of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QMenu, QPushButton, QToolButton, QVBoxLayout, QWidget
+
+from napari_brainmvp.annotation.participants import export_participants, import_participants
+from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.plugin.live_probe import read_features
+from napari_brainmvp.plugin.work import Work
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
+
+__all__ = ["ProjectStudies"]
+
+_NO_CLASS = "no class"
+_TABLES = "Tables (*.tsv)"
+
+
+class ProjectStudies(QWidget):
+    """A list of the project's studies, an order for those that are not painted on, and the open one's class."""
+
+    chosen = Signal(str)
+    """The name of a study to open."""
+    said = Signal(str)
+    refused = Signal(str)
+    progressed = Signal(object)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._project: AnnotationProject | None = None
+        self._current = ""
+        self._order: tuple[str, ...] = ()
+        self._work: Work | None = None
+        self.studies = QComboBox()
+        self.rank = QPushButton("Which next?")
+        self.group = QComboBox()
+        self.table = QToolButton()
+        self._build()
+
+    def _build(self) -> None:
+        self.studies.setToolTip("Studies of the project: choose one to open it.")
+        self.rank.setToolTip(
+            "Order the studies nobody has painted on by what they would teach: where the probe is unsure, and where no "
+            "painted study is like them. Every study is read once, which takes a while."
+        )
+        self.group.setEditable(True)
+        self.group.setToolTip("The class of the open study as a whole, for classification: choose, or write a new one.")
+        self.table.setText("participants.tsv")
+        self.table.setToolTip("Classes of all studies, from and to a BIDS table")
+        self.table.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        menu = QMenu(self.table)
+        menu.addAction("Import…", lambda: self._ask(QFileDialog.getOpenFileName, self.import_classes))
+        menu.addAction("Export…", lambda: self._ask(QFileDialog.getSaveFileName, self.export_classes))
+        self.table.setMenu(menu)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        for parts in ((self.studies, self.rank), (self.group, self.table)):
+            row = QHBoxLayout()
+            row.addWidget(parts[0], 1)
+            row.addWidget(parts[1])
+            layout.addLayout(row)
+        self.studies.activated.connect(self._open)
+        self.rank.clicked.connect(self.find_next)
+        self.group.activated.connect(lambda _: self._classify())
+        line = self.group.lineEdit()
+        assert line is not None
+        line.editingFinished.connect(self._classify)
+
+    def show_project(self, project: AnnotationProject | None, current: str) -> None:
+        """Show a project's studies; ``current`` is the one that is painted on now, or empty."""
+        if project is not self._project:
+            self._order = ()
+        self._project, self._current = project, current
+        self.setVisible(project is not None and bool(project.studies))
+        if project is None:
+            return
+        known = {s.name: s for s in project.studies}
+        order = [name for name in self._order if name in known]
+        self.studies.clear()
+        self.studies.addItem("Open a study of the project…", "")
+        for name in (*order, *(n for n in known if n not in order)):
+            place = f"{order.index(name) + 1}.  " if name in order else ""
+            group = f"  –  {known[name].group}" if known[name].group else ""
+            self.studies.addItem(f"{place}{name}{group}", name)
+        self.studies.setCurrentIndex(max(0, self.studies.findData(current)))
+        self.rank.setEnabled(self._work is None and len(known) > 1)
+        groups = sorted({s.group for s in project.studies} - {""})
+        self.group.clear()
+        self.group.addItems([_NO_CLASS, *groups])
+        self.group.setCurrentText((known[current].group if current in known else "") or _NO_CLASS)
+        self.group.setEnabled(current in known and not project.read_only)
+        self.table.setEnabled(not project.read_only)
+
+    def _open(self, index: int) -> None:
+        if name := self.studies.itemData(index):
+            self.chosen.emit(name)
+
+    def _classify(self) -> None:
+        """Note the class of the open study."""
+        project, name = self._project, self._current
+        text = self.group.currentText().strip()
+        group = "" if text == _NO_CLASS else text
+        if project is None or not self.group.isEnabled() or project.study(name).group == group:
+            return
+        self._try(lambda: project.set_groups({name: group}))
+        self.show_project(project, name)
+
+    def import_classes(self, path: Path) -> None:
+        """Read all studies' classes from the column ``group`` of a ``participants.tsv``."""
+        project = self._project
+        assert project is not None
+        count = import_participants(project, path)
+        self.show_project(project, self._current)
+        self.said.emit(f"{count} of {len(project.studies)} studies have a class in {path.name}.")
+
+    def export_classes(self, path: Path) -> None:
+        """Write all studies' classes."""
+        assert self._project is not None
+        export_participants(self._project, path)
+        self.said.emit(f"Wrote {path}.")
+
+    def find_next(self) -> None:
+        """Order what is not painted on."""
+        project = self._project
+        if project is None or self._work is not None:
+            return
+
+        def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
+            from napari_brainmvp.annotation.ranking import rank_project
+
+            return rank_project(
+                project, lambda name: read_features(project.read(name), progress, cancel), cancel=cancel
+            )
+
+        self._work = work = Work(run)
+        work.progressed.connect(self.progressed)
+        work.done.connect(self._found)
+        work.failed.connect(self._failed)
+        work.cancelled.connect(self._ended)
+        work.crashed.connect(self._crashed)
+        self.rank.setEnabled(False)
+        work.start()
+
+    def _found(self, order: list[str]) -> None:
+        self._order = tuple(order)
+        self._ended()
+        self.said.emit(f"Annotate {order[0]} next: of the studies left, it would teach most.")
+
+    def _failed(self, message: str) -> None:
+        self._ended()
+        self.refused.emit(message)
+
+    def _crashed(self, error: Exception) -> None:
+        self._ended()
+        raise error
+
+    def _ended(self) -> None:
+        self._work = None
+        self.progressed.emit(Progress(""))
+        self.show_project(self._project, self._current)
+
+    def _ask(self, dialog: Any, action: Callable[[Path], None]) -> None:
+        name, _ = dialog(self, "Classes of the studies", "participants.tsv", _TABLES)
+        if name:
+            self._try(lambda: action(Path(name)))
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except BrainMVPError as error:
+            self.refused.emit(str(error))
+
+    def abandon(self) -> None:
+        """Forget what is being read."""
+        if self._work is not None:
+            self._work.abandon()
+            self._work = None
