@@ -232,6 +232,9 @@ def test_which_study_next_and_what_class_each_is_of(panel, view, qtbot, tmp_path
     part.import_classes(tmp_path / "participants.tsv")
     assert panel.project.study("less").group == "LGG"
     assert "2 of 3" in panel.status.text()
+    with qtbot.waitSignal(part.said, timeout=30_000):
+        part.export_dataset(tmp_path / "dataset", "bids")
+    assert list((tmp_path / "dataset" / "sub-case" / "anat").glob("*_dseg.nii.gz"))
     choose_study(panel, "less")
     assert part.group.currentText() == "LGG"
     qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)

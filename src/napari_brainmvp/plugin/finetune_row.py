@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FinetuneRow"]
 
-_TIMES = {"minutes": "minutes on a CPU", "hour": "about an hour on a CPU", "paper": "days on a CPU, hours on a GPU"}
+_TIMES = {"minutes": "minutes on a CPU", "hour": "about an hour on a CPU", "paper": "hours on a GPU"}
 
 
 class FinetuneRow(QWidget):
@@ -43,6 +43,7 @@ class FinetuneRow(QWidget):
         self.button = QPushButton("Fine-tune")
         self.compare = QPushButton("Probe or model?")
         self.status = quiet("")
+        self.preset.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         for name, time in _TIMES.items():
             self.preset.addItem(f"{name}  –  {time}", name)
         self.button.setToolTip("Train a model on the strokes of all studies, as a background job (Alt+F)")
@@ -56,10 +57,10 @@ class FinetuneRow(QWidget):
         row = QHBoxLayout()
         row.addWidget(self.preset, 1)
         row.addWidget(self.button)
-        row.addWidget(self.compare)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(row)
+        layout.addWidget(self.compare)
         layout.addWidget(self.status)
 
     def set_project(self, project: AnnotationProject | None, view: AnnotationView | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QMenu, QPushButton, QToolButton, QVBoxLayout, QWidget
@@ -49,14 +49,19 @@ class ProjectStudies(QWidget):
             "Order the studies nobody has painted on by what they would teach: where the probe is unsure, and where no "
             "painted study is like them. Every study is read once, which takes a while."
         )
+        for box in (self.studies, self.group):  # a long name shall not widen the panel
+            box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            box.setMinimumContentsLength(8)
         self.group.setEditable(True)
         self.group.setToolTip("The class of the open study as a whole, for classification: choose, or write a new one.")
-        self.table.setText("participants.tsv")
-        self.table.setToolTip("Classes of all studies, from and to a BIDS table")
+        self.table.setText("Files")
+        self.table.setToolTip("The classes of all studies from and to a BIDS table; all that is annotated as a dataset")
         self.table.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         menu = QMenu(self.table)
-        menu.addAction("Import…", lambda: self._ask(QFileDialog.getOpenFileName, self.import_classes))
-        menu.addAction("Export…", lambda: self._ask(QFileDialog.getSaveFileName, self.export_classes))
+        menu.addAction("Import participants.tsv…", lambda: self._ask(QFileDialog.getOpenFileName, self.import_classes))
+        menu.addAction("Export participants.tsv…", lambda: self._ask(QFileDialog.getSaveFileName, self.export_classes))
+        menu.addAction("Export dataset as BraTS has it…", lambda: self._ask_folder("brats"))
+        menu.addAction("Export dataset as BIDS derivative…", lambda: self._ask_folder("bids"))
         self.table.setMenu(menu)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -125,10 +130,22 @@ class ProjectStudies(QWidget):
         export_participants(self._project, path)
         self.said.emit(f"Wrote {path}.")
 
+    def export_dataset(self, folder: Path, layout: Literal["brats", "bids"]) -> None:
+        """Write all that is annotated, with its scans, into a new or empty folder."""
+        project = self._project
+        assert project is not None
+
+        def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
+            from napari_brainmvp.annotation.export import export_dataset
+
+            return export_dataset(project, folder, layout, progress, cancel)
+
+        self._run(run, lambda path: self.said.emit(f"Wrote the dataset {path}."))
+
     def find_next(self) -> None:
         """Order what is not painted on."""
         project = self._project
-        if project is None or self._work is not None:
+        if project is None:
             return
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
@@ -138,19 +155,25 @@ class ProjectStudies(QWidget):
                 project, lambda name: read_features(project.read(name), progress, cancel), cancel=cancel
             )
 
-        self._work = work = Work(run)
+        self._run(run, self._found)
+
+    def _found(self, order: list[str]) -> None:
+        self._order = tuple(order)
+        self.show_project(self._project, self._current)
+        self.said.emit(f"Annotate {order[0]} next: of the studies left, it would teach most.")
+
+    def _run(self, function: Callable[..., Any], done: Callable[[Any], None]) -> None:
+        if self._work is not None:
+            return
+        self._work = work = Work(function)
         work.progressed.connect(self.progressed)
-        work.done.connect(self._found)
+        work.done.connect(self._ended)
+        work.done.connect(done)
         work.failed.connect(self._failed)
         work.cancelled.connect(self._ended)
         work.crashed.connect(self._crashed)
         self.rank.setEnabled(False)
         work.start()
-
-    def _found(self, order: list[str]) -> None:
-        self._order = tuple(order)
-        self._ended()
-        self.said.emit(f"Annotate {order[0]} next: of the studies left, it would teach most.")
 
     def _failed(self, message: str) -> None:
         self._ended()
@@ -160,10 +183,15 @@ class ProjectStudies(QWidget):
         self._ended()
         raise error
 
-    def _ended(self) -> None:
+    def _ended(self, *_: object) -> None:
         self._work = None
         self.progressed.emit(Progress(""))
         self.show_project(self._project, self._current)
+
+    def _ask_folder(self, layout: Literal["brats", "bids"]) -> None:
+        name = QFileDialog.getExistingDirectory(self, "An empty folder for the dataset")
+        if name:
+            self._try(lambda: self.export_dataset(Path(name), layout))
 
     def _ask(self, dialog: Any, action: Callable[[Path], None]) -> None:
         name, _ = dialog(self, "Classes of the studies", "participants.tsv", _TABLES)
