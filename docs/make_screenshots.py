@@ -43,7 +43,7 @@ def main() -> None:
     widget.segment.button.click()
     settle(3)
     viewer.screenshot(str(OUT / "running.png"), canvas_only=False, flash=False)
-    while widget.segment._work is not None:
+    while widget.segment.run.busy:
         settle(0.2)
     lesion = next(k for k, s in enumerate(widget.segment.volumes.structures) if s.value == 6)
     widget.segment.volumes.table.cellClicked.emit(lesion, 0)
@@ -70,7 +70,7 @@ def classified(viewer: napari.Viewer, widget: QWidget) -> None:
             layer.visible = False
         widget.classify.refresh_models()
         widget.classify.button.click()
-        while widget.classify._work is not None:
+        while widget.classify.run.busy:
             settle(0.2)
         settle(1)
         viewer.screenshot(str(OUT / "classified.png"), canvas_only=False, flash=False)

@@ -448,7 +448,7 @@ def test_cancel_and_a_model_whose_weights_went_bad(panel, data, qtbot):
     viewer.open(str(data / "sub-90"), plugin="napari-brainmvp")
     classify_panel.button.click()
     with qtbot.waitSignal(classify_panel.finished, timeout=60_000):
-        classify_panel.stop()
+        classify_panel.run.stop()
     assert classify_panel.status.text().startswith("Cancelled")
     weights = find_model("mine").weights
     weights.write_bytes(weights.read_bytes()[:-1])

@@ -232,9 +232,9 @@ def test_cancel_stops_and_leaves_no_layer(widget, viewer, qtbot):
     add(viewer, study_layers(study(shape=(160, 160, 120))))
     count = len(viewer.layers)
     widget.segment.button.click()
-    qtbot.waitUntil(lambda: widget.segment.bar.maximum() > 0, timeout=60_000)
+    qtbot.waitUntil(lambda: widget.segment.run.bar.maximum() > 0, timeout=60_000)
     with qtbot.waitSignal(widget.segment.finished, timeout=20_000):
-        qtbot.mouseClick(widget.segment.cancel, Qt.MouseButton.LeftButton)
+        qtbot.mouseClick(widget.segment.run.cancel, Qt.MouseButton.LeftButton)
     assert widget.segment.status.text() == "Cancelled."
     assert len(viewer.layers) == count
     assert widget.segment.button.isEnabled()
@@ -254,7 +254,7 @@ def test_the_window_may_be_closed_during_a_run(make_napari_viewer, home, qtbot, 
     add(viewer, study_layers(study(shape=(90, 90, 60))))
     widget.segment.model.setCurrentIndex(widget.segment.model.findText("Tiny random model"))
     widget.segment.button.click()
-    work = widget.segment._work
+    work = widget.segment.run._work
     qtbot.wait(300)
     viewer.close()
     qtbot.wait(100)
@@ -296,12 +296,12 @@ def test_the_event_loop_keeps_turning_during_a_run(widget, viewer, qtbot):
 
     def run() -> None:
         widget.segment.button.click()
-        qtbot.waitUntil(lambda: widget.segment.bar.maximum() > 0, timeout=60_000)
+        qtbot.waitUntil(lambda: widget.segment.run.bar.maximum() > 0, timeout=60_000)
         qtbot.wait(2500)
-        widget.segment.stop()
+        widget.segment.run.stop()
 
     busy = longest_stall(run)
-    qtbot.waitUntil(lambda: widget.segment._work is None, timeout=60_000)
+    qtbot.waitUntil(lambda: not widget.segment.run.busy, timeout=60_000)
     assert busy < idle + 0.2
 
 

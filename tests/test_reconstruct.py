@@ -164,7 +164,7 @@ def test_mask_rate_0_is_the_plain_autoencoder(model):
     image = prepared.images[:1]
     rest = [-n % 16 for n in image.shape[1:]]
     padded = torch.nn.functional.pad(image, (0, rest[2], 0, rest[1], 0, rest[0]))[None]
-    out = model.network.reconstruct(padded, torch.tensor([3]))[
+    out = model.network.reconstruct(padded, torch.tensor([3]), torch.tensor([0]))[
         0, 0, : image.shape[1], : image.shape[2], : image.shape[3]
     ]
     expected = prepared.scales[0].invert(out)[prepared.foreground]

@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.utils import Colormap
-from napari.utils.notifications import show_error, show_warning
+from napari.utils.notifications import show_warning
 from qtpy.QtCore import QRectF, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QPainter, QPaintEvent
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
     QFormLayout,
-    QHBoxLayout,
-    QProgressBar,
-    QPushButton,
     QSizePolicy,
     QVBoxLayout,
     QWidget,
@@ -24,10 +21,10 @@ from qtpy.QtWidgets import (
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.models import list_models
 from napari_brainmvp.plugin.layers import Frame, scan_layer
+from napari_brainmvp.plugin.run_bar import RunBar
 from napari_brainmvp.plugin.study_panel import StudyPanel
-from napari_brainmvp.plugin.style import ACCENT, heading, main_button, quiet
-from napari_brainmvp.plugin.work import Work
-from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
+from napari_brainmvp.plugin.style import ACCENT, heading, quiet
+from napari_brainmvp.progress import CancelToken, ProgressCallback
 from napari_brainmvp.study import Modality, Scan
 
 if TYPE_CHECKING:
@@ -100,14 +97,11 @@ class ClassifyPanel(QWidget):
     def __init__(self, viewer: Any, study: StudyPanel) -> None:
         super().__init__()
         self._viewer, self._study = viewer, study
-        self._work: Work | None = None
         self.result: ClassificationResult | None = None
         self.model = QComboBox()
         self.saliency = QCheckBox("Show what speaks for the class")
-        self.button = main_button("Classify")
-        self.cancel = QPushButton("Cancel")
-        self.bar = QProgressBar()
-        self.status = quiet("")
+        self.run = RunBar("Classify")
+        self.button, self.status = self.run.button, self.run.status
         self.bars = ProbabilityBars()
         self.measured = quiet("")
         self._build()
@@ -118,26 +112,18 @@ class ClassifyPanel(QWidget):
         self.saliency.setToolTip("Grad-CAM as a layer: bright where the scan speaks for the most probable class.")
         self.saliency.setChecked(True)
         self.button.setToolTip("Classify the study")
-        self.bar.setTextVisible(False)
-        self.bar.setFixedHeight(8)
-        self.bar.setRange(0, 0)
         form = QFormLayout()
         form.addRow("Model", self.model)
-        buttons = QHBoxLayout()
-        buttons.addWidget(self.button, 1)
-        buttons.addWidget(self.cancel)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(heading("Classify"))
         layout.addLayout(form)
         layout.addWidget(self.saliency)
-        layout.addLayout(buttons)
-        for part in (self.bar, self.status, self.bars, self.measured):
+        for part in (self.run, self.bars, self.measured):
             layout.addWidget(part)
-        for part in (self.cancel, self.bar):
-            part.hide()
         self.button.clicked.connect(self.start)
-        self.cancel.clicked.connect(self.stop)
+        self.run.done.connect(self._done)
+        self.run.finished.connect(self._run_ended)
         self.model.currentIndexChanged.connect(self._update)
         self.model.activated.connect(lambda _: self._study.set_modalities(self.model.currentData().card.modalities))
         self._study.changed.connect(self._update)
@@ -155,9 +141,9 @@ class ClassifyPanel(QWidget):
 
     def _update(self) -> None:
         entry, has_study = self.model.currentData(), bool(self._study.assigned())
-        self.button.setEnabled(self._work is None and entry is not None and has_study)
-        if self._work is not None:
+        if self.run.busy:
             return
+        self.button.setEnabled(entry is not None and has_study)
         if entry is None:
             self.status.setText("No classification model yet: brainmvp finetune --task classification makes one.")
         elif not has_study:
@@ -168,7 +154,7 @@ class ClassifyPanel(QWidget):
 
     def start(self) -> None:
         """Classify in the background."""
-        if self._work is not None:
+        if self.run.busy:
             return
         self._study.set_modalities(self.model.currentData().card.modalities)
         try:
@@ -184,53 +170,25 @@ class ClassifyPanel(QWidget):
             result = classify(make_study(), folder, saliency=saliency, progress=progress, cancel=cancel)
             return result, None if result.saliency is None else _layer(result, frame)
 
-        work = Work(run)
-        work.progressed.connect(self._progressed)
-        work.done.connect(lambda made: self._done(made[0], made[1]))
-        work.failed.connect(lambda message: self._ended(message, show_error))
-        work.crashed.connect(self._crashed)
-        work.cancelled.connect(lambda: self._ended("Cancelled."))
-        self._work = work
-        for part in (self.cancel, self.bar):
-            part.show()
-        self._update()
-        work.start()
-
-    def stop(self) -> None:
-        """Ask the run to stop; it does between its steps."""
-        if self._work is not None:
-            self.status.setText("Cancelling…")
-            self._work.cancel()
+        self.run.start(run)
 
     def abandon(self) -> None:
         """Forget a run because the window closes."""
-        if self._work is not None:
-            self._work.abandon()
-            self._work = None
+        self.run.abandon()
 
-    def _progressed(self, progress: Progress) -> None:
-        self.status.setText(f"{progress.step}…")
-
-    def _done(self, result: ClassificationResult, layer: Any) -> None:
+    def _done(self, made: tuple[ClassificationResult, Any]) -> None:
+        result, layer = made
         self.result = result
         if layer is not None:
             data, options, _ = layer
             self._viewer.add_image(data, **options)
         self.bars.show_probabilities(result.probabilities)
-        self._ended(" ".join((f"Done in {result.seconds:.0f} s on {result.device}.", *result.warnings)))
+        self.status.setText(" ".join((f"Done in {result.seconds:.0f} s on {result.device}.", *result.warnings)))
 
-    def _crashed(self, error: Exception) -> None:
-        self._ended("Something went wrong; see the notification.")
-        raise error
-
-    def _ended(self, message: str, notify: Any = None) -> None:
-        self._work = None
-        for part in (self.cancel, self.bar):
-            part.hide()
+    def _run_ended(self) -> None:
+        said = self.status.text()
         self._update()
-        self.status.setText(message)
-        if notify is not None:
-            notify(message)
+        self.status.setText(said)
         self.finished.emit()
 
 

@@ -23,6 +23,8 @@ class RunBar(QWidget):
     ----------
     text : str
         Of the button.
+    busy_text : str, optional
+        Of the button while work is under way; default the same.
     """
 
     done = Signal(object)
@@ -30,8 +32,9 @@ class RunBar(QWidget):
     finished = Signal()
     """Emitted when work has ended, however it ended."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, busy_text: str = "") -> None:
         super().__init__()
+        self._texts = text, busy_text or text
         self._work: Work | None = None
         self.button = main_button(text)
         self.cancel = QPushButton("Cancel")
@@ -70,6 +73,7 @@ class RunBar(QWidget):
         self.bar.setRange(0, 0)
         self.status.setText("")
         self.button.setEnabled(False)
+        self.button.setText(self._texts[1])
         self.cancel.show()
         self.bar.show()
         work.start()
@@ -92,20 +96,24 @@ class RunBar(QWidget):
         self.status.setText(f"{progress.step}…" if not progress.total else f"{progress.step}: {progress.fraction:.0%}")
 
     def _done(self, made: Any) -> None:
-        self._work = None
-        self._ended("Done.")
+        self._reset("Done.")
         self.done.emit(made)
+        self.finished.emit()
 
     def _crashed(self, error: Exception) -> None:
         self._ended("Something went wrong; see the notification.")
         raise error
 
     def _ended(self, message: str, notify: Callable[[str], object] | None = None) -> None:
+        self._reset(message)
+        if notify is not None:
+            notify(message)
+        self.finished.emit()
+
+    def _reset(self, message: str) -> None:
         self._work = None
         self.cancel.hide()
         self.bar.hide()
         self.button.setEnabled(True)
+        self.button.setText(self._texts[0])
         self.status.setText(message)
-        if notify is not None:
-            notify(message)
-        self.finished.emit()

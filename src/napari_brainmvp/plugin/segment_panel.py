@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.utils.notifications import show_error, show_info, show_warning
+from napari.utils.notifications import show_info, show_warning
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
     QFormLayout,
-    QHBoxLayout,
-    QProgressBar,
-    QPushButton,
     QVBoxLayout,
     QWidget,
 )
@@ -22,11 +19,11 @@ from superqt import QCollapsible
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.models import list_models
 from napari_brainmvp.plugin.layers import Frame, labels_layer, layer_transform, scan_layer
+from napari_brainmvp.plugin.run_bar import RunBar
 from napari_brainmvp.plugin.study_panel import StudyPanel
-from napari_brainmvp.plugin.style import heading, main_button, quiet
+from napari_brainmvp.plugin.style import heading
 from napari_brainmvp.plugin.volume_table import VolumeTable
-from napari_brainmvp.plugin.work import Work
-from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
+from napari_brainmvp.progress import CancelToken, ProgressCallback
 from napari_brainmvp.study import Grid, LabelMap, Modality, Scan
 
 if TYPE_CHECKING:
@@ -51,17 +48,14 @@ class SegmentPanel(QWidget):
     def __init__(self, viewer: Any, study: StudyPanel) -> None:
         super().__init__()
         self._viewer, self._study = viewer, study
-        self._work: Work | None = None
         self._shown: tuple[Grid, Frame] | None = None
         self.model = QComboBox()
         self.device = QComboBox()
         self.mirror = QCheckBox("Average with the mirror image")
         self.probabilities = QCheckBox("Show class probabilities")
         self.uncertainty = QCheckBox("Show uncertainty")
-        self.button = main_button("Segment")
-        self.cancel = QPushButton("Cancel")
-        self.bar = QProgressBar()
-        self.status = quiet("")
+        self.run = RunBar("Segment", "Segmenting…")
+        self.button, self.status = self.run.button, self.run.status
         self.volumes = VolumeTable()
         self._build()
         self.refresh_models()
@@ -75,8 +69,6 @@ class SegmentPanel(QWidget):
         self.uncertainty.setToolTip("0 where the model is certain, 1 where it cannot decide.")
         self.button.setToolTip("Segment the study (Ctrl+Return)")
         self.button.setShortcut("Ctrl+Return")
-        self.bar.setTextVisible(False)
-        self.bar.setFixedHeight(8)
         options = QCollapsible("Options")
         inside = QWidget()
         form = QFormLayout(inside)
@@ -86,21 +78,16 @@ class SegmentPanel(QWidget):
         options.addWidget(inside)
         chooser = QFormLayout()
         chooser.addRow("Model", self.model)
-        buttons = QHBoxLayout()
-        buttons.addWidget(self.button, 1)
-        buttons.addWidget(self.cancel)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(heading("Segment"))
         layout.addLayout(chooser)
         layout.addWidget(options)
-        layout.addLayout(buttons)
-        for part in (self.bar, self.status, self.volumes):
-            layout.addWidget(part)
-        self.cancel.hide()
-        self.bar.hide()
+        layout.addWidget(self.run)
+        layout.addWidget(self.volumes)
         self.button.clicked.connect(self.start)
-        self.cancel.clicked.connect(self.stop)
+        self.run.done.connect(self._done)
+        self.run.finished.connect(self._run_ended)
         self.model.currentIndexChanged.connect(self._model_chosen)
         self._study.changed.connect(self._update_button)
         self.volumes.picked.connect(self._go_to)
@@ -124,18 +111,20 @@ class SegmentPanel(QWidget):
         self._update_button()
 
     def _update_button(self) -> None:
+        if self.run.busy:
+            return
         has_model, has_study = self.model.currentData() is not None, bool(self._study.assigned())
-        self.button.setEnabled(self._work is None and has_model and has_study)
-        if self._work is None and not has_model:
+        self.button.setEnabled(has_model and has_study)
+        if not has_model:
             self.status.setText("No model is installed: brainmvp models import FILE adds one.")
-        elif self._work is None and not has_study:
+        elif not has_study:
             self.status.setText("Choose at least one layer in the Study panel.")
-        elif self._work is None and not self.volumes.structures:
+        elif not self.volumes.structures:
             self.status.setText("")
 
     def start(self) -> None:
         """Segment in the background."""
-        if self._work is not None:
+        if self.run.busy:
             return
         try:
             make_study = self._study.study()
@@ -151,45 +140,21 @@ class SegmentPanel(QWidget):
 
             options = SegmentOptions(device=device, mirror=mirror, probabilities=maps, uncertainty=uncertain)
             result = segment(make_study(), folder, options, progress, cancel)
-            return result, _layers(result, frame)
+            return result, _layers(result, frame), frame
 
-        work = Work(run)
-        work.progressed.connect(self._progressed)
-        work.done.connect(lambda made: self._done(made[0], made[1], frame))
-        work.failed.connect(lambda message: self._ended(message, show_error))
-        work.crashed.connect(self._crashed)
-        work.cancelled.connect(lambda: self._ended("Cancelled."))
-        self._work = work
-        self.button.setText("Segmenting…")
-        self.bar.setRange(0, 0)
-        for part in (self.cancel, self.bar):
-            part.show()
-        self._update_button()
-        work.start()
-
-    def stop(self) -> None:
-        """Ask the run to stop; it does within one window."""
-        if self._work is not None:
-            self.status.setText("Cancelling…")
-            self._work.cancel()
+        self.run.start(run)
 
     def abandon(self) -> None:
         """Forget a run because the window closes."""
-        if self._work is not None:
-            self._work.abandon()
-            self._work = None
+        self.run.abandon()
 
-    def _progressed(self, progress: Progress) -> None:
-        self.bar.setRange(0, progress.total)
-        self.bar.setValue(progress.done)
-        self.status.setText(f"{progress.step}…" if not progress.total else f"{progress.step}: {progress.fraction:.0%}")
-
-    def _done(self, result: SegmentationResult, layers: list[Any], frame: Frame) -> None:
+    def _done(self, made: tuple[SegmentationResult, list[Any], Frame]) -> None:
+        result, layers, frame = made
         for data, options, kind in layers:
             self._add(data, options, kind)
         self._shown = (result.grid, frame)
         self.volumes.show_structures(result.structures)
-        self._ended(f"Done in {result.seconds:.0f} s on {result.device}. " + " ".join(result.warnings))
+        self.status.setText(f"Done in {result.seconds:.0f} s on {result.device}. " + " ".join(result.warnings))
         if result.warnings:
             show_info("\n".join(result.warnings))
 
@@ -198,19 +163,10 @@ class SegmentPanel(QWidget):
         add = self._viewer.add_labels if kind == "labels" else self._viewer.add_image
         add(data, **options)
 
-    def _crashed(self, error: Exception) -> None:
-        self._ended("Something went wrong; see the notification.")
-        raise error
-
-    def _ended(self, message: str, notify: Any = None) -> None:
-        self._work = None
-        self.button.setText("Segment")
-        for part in (self.cancel, self.bar):
-            part.hide()
+    def _run_ended(self) -> None:
+        said = self.status.text()
         self._update_button()
-        self.status.setText(message)
-        if notify is not None:
-            notify(message)
+        self.status.setText(said)
         self.finished.emit()
 
     def _go_to(self, structure: Structure) -> None:
