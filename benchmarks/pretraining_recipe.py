@@ -35,18 +35,20 @@ from napari_brainmvp.training.pretraining.validation import central_batch
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "compact": {},
-    "no view A": {"from_template": 0.0},
-    "no view B": {"from_other": 0.0},
+    "one modality a crop": {"all_targets": False},
+    "plain decoder, one output": {"decoder": "plain"},
+    "something always shown": {"whole": 0.0},
+    "loss on all voxels": {"masked_loss": False},
     "no direct distillation": {"distillation": 0.0},
+    "templates min-max normalised": {"template_minmax": True, "distillation": 0.0},
     "no contrast": {"contrast": 0.0},
     "contrast on raw features": {"projection": 0, "temperature": 1.0},
-    "loss on all voxels": {"masked_loss": False},
-    "templates min-max normalised": {"template_minmax": True, "distillation": 0.0},
-    "templates at the network's rate": {"template_rate": 1e-3},
-    "templates 240x240x155, centred": {"template_frame": "centred", "template_shape": (240, 240, 155)},
-    "plain decoder, no condition": {"decoder": "plain"},
-    "something always shown": {"whole": 0.0},
+    "view A as much as view B": {"from_template": 1.0},
+    "no view A": {"from_template": 0.0},
+    "no view B": {"from_other": 0.0},
+    "templates at the network's rate": {"template_rate": 3e-3},
     "mask rate fixed at 0.875": {"mask_rate": (0.875, 0.875)},
+    "templates 240x240x155, centred": {"template_frame": "centred", "template_shape": (240, 240, 155)},
 }
 COLUMNS = ("view A", "view B", "all hidden", "template", "retrieval")
 

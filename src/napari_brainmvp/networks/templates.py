@@ -54,16 +54,16 @@ class ModalityTemplates(nn.Module):
         chosen = self.volumes[index][:, None]
         return F.grid_sample(chosen, coordinates.flip(-1), mode="bilinear", padding_mode="border", align_corners=True)
 
-    def crop(self, index: Tensor, start: Tensor, stop: Tensor, size: int) -> Tensor:
-        """Cut cubes out of the templates; gradients reach the volumes.
+    def crop(self, index: Tensor | None, start: Tensor, stop: Tensor, size: int) -> Tensor:
+        """Cut cubes out of templates; gradients reach the volumes.
 
         Trilinear interpolation on a grid along the axes is three small matrix products, which are faster than a
         gather and have a deterministic gradient on every device.
 
         Parameters
         ----------
-        index : Tensor of shape (B, N), int64
-            Which templates for each sample.
+        index : Tensor of shape (B, N), int64, or None
+            Which templates for each sample; None for all, without a copy.
         start, stop : Tensor of shape (B, 3), float32
             Positions of the cube's first and last voxel in the box, -1..1 along each axis; mirrored where the start
             lies behind the stop, and the border value beyond the box.
@@ -75,7 +75,7 @@ class ModalityTemplates(nn.Module):
         Tensor of shape (B, N, size, size, size), float32
         """
         steps = torch.linspace(0, 1, size, device=start.device)
-        cubes = self.volumes[index]
+        cubes = self.volumes[None] if index is None else self.volumes[index]
         for axis, length in enumerate(self.volumes.shape[1:]):
             unit = start[:, axis, None] + (stop - start)[:, axis, None] * steps
             position = ((unit + 1) / 2 * (length - 1)).clamp(0, length - 1)

@@ -92,12 +92,11 @@ class SegmentationModel(nn.Module):
     def views(self, batch: Batch) -> Tensor:
         """Make the views (V B, C, n, n, n), all first views first: hidden and missing channels show their template."""
         image, shown = batch["image"], batch["shown"].movedim(1, 0).flatten(0, 1)
-        count, channels, size = len(image), image.shape[1], image.shape[-1]
+        count, size = len(image), image.shape[-1]
         repeated = image.repeat(len(shown) // count, 1, 1, 1, 1)
         if shown.all():
             return repeated
-        which = torch.arange(channels, device=image.device).expand(count, -1)
-        templates = self.templates.crop(which, batch["start"], batch["stop"], size)
+        templates = self.templates.crop(None, batch["start"], batch["stop"], size)
         templates = templates * (image > 0).any(1, keepdim=True)
         instead = templates.repeat(len(shown) // count, 1, 1, 1, 1)
         return torch.where(shown[:, :, None, None, None], repeated, instead)

@@ -37,6 +37,9 @@ __all__ = ["pretrain"]
 
 logger = logging.getLogger(__name__)
 
+_LEAST_WINDOW = 64
+"""In use, where instance normalisation is better off with more of the brain than a small crop of training holds."""
+
 
 def pretrain(
     spec: PretrainingSpec,
@@ -252,7 +255,7 @@ class _Run:
             ),
             modalities=spec.modalities,
             preparation=spec.preparation,
-            patch_size=(spec.crop, spec.crop, spec.crop),
+            patch_size=3 * (spec.crop if plain else max(spec.crop, _LEAST_WINDOW),),
             fill_missing="template",
             template_frame=spec.template_frame,
             template_minmax=spec.template_minmax,

@@ -131,8 +131,7 @@ class PretrainingModel(nn.Module):
         every[mine] = rates.cpu()
         masks = block_mask(every, spec.crop, generator)[mine].to(device)
 
-        every_one = torch.arange(len(spec.modalities), device=device).expand(count, -1)
-        wanted = every_one if spec.distillation else target[:, None]
+        wanted = None if spec.distillation else target[:, None]
         templates = self.templates.crop(wanted, batch["start"], batch["stop"], spec.crop)
         template = templates[rows, target][:, None] if spec.distillation else templates
         if spec.template_minmax:
