@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from napari_brainmvp.models import DEFAULT_MODEL, Label, ModelCard, NetworkSpec, save_model
+from napari_brainmvp.models import DEFAULT_MODEL, Label, ModelCard, NetworkSpec, find_model, load_model, save_model
 from napari_brainmvp.networks import UNIFORMER_COMPACT, ModalityTemplates, SegmentationNetwork
 from napari_brainmvp.preparation.spec import PreparationSpec
 from napari_brainmvp.progress import Progress
 from napari_brainmvp.synthesis import SynthesisSpec
 from napari_brainmvp.training.augmentation import template_volumes
+from napari_brainmvp.training.finetuning.transfer import transfer
 from napari_brainmvp.training.pool import Pool, fill_pool
 from napari_brainmvp.training.segmentation import SegmentationRecipe, train
 
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and the loss curve")
     parser.add_argument("--out", type=Path, required=True, help="folder in which the model's folder is made")
     parser.add_argument("--studies", type=int, default=600)
+    parser.add_argument("--init", help="pre-trained model to start from; default random weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for name, field in SegmentationRecipe.model_fields.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(field.default), default=field.default)
@@ -112,8 +114,11 @@ def main() -> None:
     seeds = range(arguments["studies"])
     fill_pool(arguments["pool"], seeds, SynthesisSpec(MODALITIES, head=0.12), PreparationSpec(), _report)
     pool = Pool(arguments["pool"], seeds)
+    untrained = build()
+    if arguments["init"]:
+        transfer(untrained, load_model(find_model(arguments["init"]), "pretraining"), MODALITIES)
     network = train(
-        build(),
+        untrained,
         distil_templates(pool),
         pool,
         recipe,
@@ -123,6 +128,7 @@ def main() -> None:
     )
     training = {
         "data": f"{len(pool)} synthetic studies (this package's synthesis room) made from the MNI152 tissue maps",
+        "init": arguments["init"] or "random weights",
         "recipe": recipe.model_dump(),
         "script": "python -m napari_brainmvp.training.default_model",
         "device": arguments["device"],
