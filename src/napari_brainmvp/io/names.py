@@ -33,6 +33,7 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("t2", r"t2(?:w|tse|fse)?(?: ?w)?"),
     )
 )
+_SUBJECT = re.compile(r"^sub-[A-Za-z0-9]+_(?=.)")
 _LABEL = re.compile(
     r"(?<![a-z])(?:seg|segmentation|segm|dseg|mask|labels?|roi|annotation|gt|ground ?truth|msk)(?![a-z])"
 )
@@ -61,12 +62,21 @@ def _words(path: str | Path) -> str:
 def is_label_name(path: str | Path) -> bool:
     """Tell whether a file's name says that it holds labels.
 
+    What it shares with its folder, and a BIDS subject, is the study's name and says nothing.
+
     Examples
     --------
     >>> is_label_name("BraTS-GLI-00000-000-seg.nii.gz"), is_label_name("sub-01_T1w.nii.gz")
     (True, False)
+    >>> is_label_name("mask-study/mask-study_t1.nii.gz"), is_label_name("sub-mask1_T1w.nii.gz")
+    (False, False)
+    >>> is_label_name("masks/seg/seg_1.nii.gz")
+    True
     """
-    return _LABEL.search(_words(path)) is not None
+    name, study = stem(path), Path(path).parent.name
+    if name.startswith(study) and name != study and _LABEL.sub("", _words(study)).strip():
+        name = name[len(study) :]
+    return _LABEL.search(_words(_SUBJECT.sub("", name))) is not None
 
 
 def guess_modality(path: str | Path) -> Modality | None:
