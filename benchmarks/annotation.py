@@ -4,9 +4,10 @@
 
 Protocol ``slices``: 5 % of the brain's voxels of three axial slices are labelled (at 25, 50 and 75 % of the tumour's
 height). Protocol ``strokes``: on the same slices one thin stroke per visible class, then up to ten rounds of one
-corrective stroke on the largest error. The forest sees Gaussian means (sigma 0, 1, 2, 4, 8 voxels) and the gradient
-magnitude of each modality, as is customary. Without a path, held-out synthetic gliomas serve. Real studies only
-measure: nothing is trained that stays.
+corrective stroke on the largest error. Protocol ``across``: a probe of the ``--teachers``, labelled as in ``slices``,
+predicts every other study, of which nothing is labelled. The forest sees Gaussian means (sigma 0, 1, 2, 4, 8 voxels)
+and the gradient magnitude of each modality, as is customary. Without a path, held-out synthetic gliomas serve. Real
+studies only measure: nothing is trained that stays.
 """
 
 from __future__ import annotations
@@ -243,6 +244,19 @@ def ranking(cases: list[tuple[StudyFeatures, np.ndarray]], seeds: int) -> dict[s
     return curves
 
 
+def across(cases: dict[str, tuple[StudyFeatures, np.ndarray]], teachers: list[str], seed: int) -> dict[str, object]:
+    """Dice of a probe of some studies on all others."""
+    rng = np.random.default_rng(seed)
+    taught = [labelled_voxels(cases[name][0], scattered(cases[name][1], rng)) for name in teachers]
+    scores = {}
+    for name, (features, truth) in cases.items():
+        if name not in teachers:
+            predictor = StudyPredictor(features, BACKGROUND)
+            predictor.fit(np.zeros(features.source.shape, np.int64), tuple(taught))
+            scores[name] = dice(predictor.predict_volume().labels, truth)
+    return {"studies": scores, "mean": means(list(scores.values()))}
+
+
 def main() -> None:
     """Measure and print; write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -250,6 +264,7 @@ def main() -> None:
     parser.add_argument("--synthetic", type=int, default=4, help="number of studies without --real-gliomas")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", default="slices,strokes,times,ranking")
+    parser.add_argument("--teachers", nargs="+", default=[], help="names of studies, for --parts across")
     parser.add_argument("--without-forest", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
@@ -264,7 +279,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
     rows: dict[str, dict[str, object]] = {}
-    cases = []
+    cases: dict[str, tuple[StudyFeatures, np.ndarray]] = {}
     for study in load_studies(arguments.real_gliomas, arguments.synthetic):
         truth = truth_of(study)
         started = time.perf_counter()
@@ -284,12 +299,14 @@ def main() -> None:
             if "strokes" in parts:
                 row["strokes, forest"] = protocol_strokes(truth, forest)
         rows[study.name] = row
-        if "ranking" in parts:
-            cases.append((features, truth))
+        if {"ranking", "across"} & set(parts):
+            cases[study.name] = (features, truth)
         print(study.name, json.dumps(row), flush=True)
     table["studies"], table["means"] = rows, means(list(rows.values()))
-    if len(cases) > 3:
-        table["ranking"] = ranking(cases, 5)
+    if "across" in parts:
+        table["across"] = across(cases, arguments.teachers, arguments.seed)
+    if "ranking" in parts and len(cases) > 3:
+        table["ranking"] = ranking(list(cases.values()), 5)
     text = json.dumps(table, indent=2)
     print(text)
     if arguments.out:
