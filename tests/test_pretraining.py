@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from conftest import save
-from napari_brainmvp.errors import BrainMVPError, Cancelled, StudyError
+from napari_brainmvp.errors import BrainMVPError, Cancelled, ModelError, StudyError
 from napari_brainmvp.io import find_studies, read_datalist
 from napari_brainmvp.models import find_model, load_model
 from napari_brainmvp.networks import EncoderSpec, ModalityTemplates, ReconstructionNetwork, SegmentationNetwork
@@ -399,3 +399,19 @@ def test_a_full_disk_is_reported_and_leaves_the_old_checkpoint(tmp_path, monkeyp
     assert "FileError" in done.stderr
     assert "cannot be written" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000001.pt"]
+
+
+def test_a_run_goes_on_from_a_pretrained_model(studies, tmp_path):
+    spec = spec_for(studies, max_steps=2, batch=2, modalities=("t1", "t2"), average=0.0)
+    first = pretrain(spec, tmp_path / "first", cache=tmp_path / "cache")
+    before = load_model(find_model(first), "pretraining")
+    still = spec.model_copy(update={"init": str(first), "learning_rate": 1e-9, "template_rate": 1e-9, "seed": 5})
+    after = load_model(find_model(pretrain(still, tmp_path / "second", cache=tmp_path / "cache")), "pretraining")
+    assert before.templates.volumes.abs().max() > 0.05
+    torch.testing.assert_close(after.templates.volumes, before.templates.volumes)
+    for (name, a), b in zip(before.network.named_parameters(), after.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+    with pytest.raises(ModelError, match="t1, t2"):
+        pretrain(still.model_copy(update={"modalities": ("t1",)}), tmp_path / "third", cache=tmp_path / "cache")
+    with pytest.raises(ModelError, match="another encoder"):
+        pretrain(still.model_copy(update={"decoder": "plain"}), tmp_path / "fourth", cache=tmp_path / "cache")

@@ -13,10 +13,14 @@ from napari_brainmvp.models import DEFAULT_ENCODER, find_model, load_model, save
 from napari_brainmvp.progress import Progress
 from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec
 
-__all__ = ["SPEC", "main", "publish"]
+__all__ = ["FIRST", "SECOND", "main", "publish"]
 
-SPEC = PretrainingSpec(data=(DataSource(path="synthetic:240"),), max_steps=2400, validate_every=400, minutes=3.0)
-"""The ``compact`` recipe."""
+FIRST = PretrainingSpec(data=(DataSource(path="synthetic:240"),), max_steps=2400, validate_every=400, minutes=3.0)
+"""The ``compact`` recipe: many small crops, which teach most for the time."""
+SECOND = FIRST.model_copy(
+    update={"crop": 64, "batch": 2, "max_steps": 400, "learning_rate": 1e-3, "warm_up": 20, "validate_every": 100}
+)
+"""Then crops of the size in which it is used, so that brightness is judged beside more of the brain."""
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +28,7 @@ logger = logging.getLogger(__name__)
 def publish(trained: Path, out: Path) -> Path:
     """Write a run's model as the one that ships, with its description, in ``out``."""
     model = load_model(find_model(trained), "pretraining")
-    count = model.card.training["studies"]
+    count, recipe = model.card.training["studies"], {**model.card.training["recipe"], "init": "the first run's model"}
     card = model.card.model_copy(
         update={
             "name": DEFAULT_ENCODER,
@@ -36,6 +40,7 @@ def publish(trained: Path, out: Path) -> Path:
                 "data": f"{count} synthetic studies (this package's synthesis room) made from the MNI152 tissue maps",
                 "script": "python -m napari_brainmvp.training.default_encoder",
                 **model.card.training,
+                "recipe": recipe,
             },
         }
     )
@@ -57,7 +62,10 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder for the prepared studies")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    trained = pretrain(SPEC, arguments.run, resume=arguments.run.exists(), cache=arguments.cache, progress=_report)
+    first, second = arguments.run / "first", arguments.run / "second"
+    trained = pretrain(FIRST, first, resume=first.exists(), cache=arguments.cache, progress=_report)
+    spec = SECOND.model_copy(update={"init": str(trained)})
+    trained = pretrain(spec, second, resume=second.exists(), cache=arguments.cache, progress=_report)
     logger.info("Wrote %s", publish(trained, arguments.out))
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError
-from napari_brainmvp.models import ModelCard, NetworkSpec, save_model
+from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, ModelError
+from napari_brainmvp.models import ModelCard, NetworkSpec, find_model, load_model, save_model
 from napari_brainmvp.networks import PretrainingNetwork
 from napari_brainmvp.networks.layers import share_batch_norm
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
@@ -103,6 +103,27 @@ def pretrain(
     return trainer.finish(sum(len(d.studies) for d in datasets)) if fabric.global_rank == 0 else run / "model"
 
 
+def start_from(model: PretrainingModel, name: str) -> None:
+    """Take over network and templates of a pre-trained model.
+
+    Raises
+    ------
+    ModelError
+        There is no such model, or its modalities, networks or templates are others.
+    """
+    source = load_model(find_model(name), "pretraining")
+    if source.card.modalities != model.spec.modalities:
+        raise ModelError(
+            f"{source.card.name} knows {', '.join(source.card.modalities)}: go on with just these, or start afresh."
+        )
+    templates = source.templates or model.templates
+    state = {**source.network.state_dict(), "templates.volumes": templates.volumes}
+    try:
+        model.network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(f"{source.card.name} has another encoder, decoder or template shape: {error}") from error
+
+
 class _Run:
     """A model in training with its optimiser, moving average and logs."""
 
@@ -110,6 +131,8 @@ class _Run:
         self.fabric, self.spec, self.run, self.held_out = fabric, spec, run, held_out
         torch.manual_seed(spec.seed)
         model = PretrainingModel(spec)
+        if spec.init:
+            start_from(model, spec.init)
         self.average = copy.deepcopy(model).requires_grad_(False).to(fabric.device)
         if fabric.world_size > 1:
             share_batch_norm(model)

@@ -26,6 +26,9 @@ class PretrainingSpec(BaseModel):
         Modalities that are learned; scans of others are left aside.
     held_out : int
         Studies kept back for validation, at most a fifth of all.
+    init : str
+        Pre-trained model to go on from, by name or folder, with the same modalities and networks; empty for random
+        weights.
     encoder : {"compact", "small"}
         ``uniformer-compact`` (1.6 M parameters) or ``uniformer-small`` (22 M, the paper's).
     decoder : {"skips", "plain"}
@@ -85,6 +88,7 @@ class PretrainingSpec(BaseModel):
     data: tuple[DataSource, ...] = ()
     modalities: tuple[str, ...] = tuple(MODALITIES)
     held_out: int = Field(4, ge=0)
+    init: str = ""
     encoder: Literal["compact", "small"] = "compact"
     decoder: Literal["skips", "plain"] = "skips"
     crop: int = Field(32, ge=16, le=256, multiple_of=16)
