@@ -277,9 +277,9 @@ class AnnotatePanel(QWidget):
 
 
 def _name_of(study: Study) -> str:
-    """Name a study by the folder its scans lie in; by its subject in a BIDS tree."""
+    """Name a study by the folder its scans lie in; by its subject in a BIDS tree; "study" where it is in no file."""
     paths = [scan.path for scan in study.scans.values() if scan.path is not None]
-    if not paths:
-        return study.name
+    if not paths:  # then its name is a layer's, a modality mostly
+        return "study"
     folder = paths[0].resolve().parent
     return folder.parent.name if folder.name in ("anat", "dwi", "swi", "angio") else folder.name
