@@ -90,8 +90,7 @@ def train() -> None:
     form.sources.setCurrentRow(0)
     form.sources.remove_chosen()
     form.size.setCurrentIndex(form.size.findData(0))
-    for box, value in {form.steps: 600, form.crop: 48}.items():
-        box.setValue(value)
+    form.steps.setValue(600)
     settle(2)
     form.button.click()
     while not widget.train.view.pictures.paths or int(widget.train.view.pictures.paths[-1].stem) < 360:
