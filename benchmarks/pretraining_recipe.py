@@ -76,17 +76,17 @@ def measure(model: PretrainingModel, held_out: Sequence[CachedStudy]) -> dict[st
             target = batch["target"].repeat(2)
             views = model.views(batch, 1.0)
             found_here = model.predict(views.shown, views.source)
-            mean, image, head = found_here.of(target), views.image, views.head
+            mean, image, head = found_here.of(target).means, views.image, views.head
             found["view A"].append(psnr(mean[:1], image, views.masks[:1] & head))
             found["template"].append(psnr(views.template, image, head))
             if batch["other"] != batch["target"]:
                 found["view B"].append(psnr(mean[1:], image, views.masks[1:] & head))
                 model.spec = whole
                 hidden = model.views(batch, 1.0)
-                mean = model.predict(hidden.shown, hidden.source).of(target)
+                mean = model.predict(hidden.shown, hidden.source).of(target).means
                 found["all hidden"].append(psnr(mean[1:], image, head))
             if channel == 0:
-                pooled = F.normalize(found_here.deepest.mean((2, 3, 4)), dim=1)
+                pooled = F.normalize(found_here.features[-1].mean((2, 3, 4)), dim=1)
                 features.append((pooled[0], pooled[1]))
     first, second = (torch.stack(side) for side in zip(*features, strict=True))
     hits = (first @ second.T).argmax(1) == torch.arange(len(first))

@@ -122,10 +122,15 @@ def test_an_interrupted_run_leaves_nothing(home, tmp_path):
     save(folder / "t1.nii.gz", rng.uniform(1, 2, (200, 200, 160)).astype(np.float32))
     out = tmp_path / "out" / "s.nii.gz"
     command = [BRAINMVP, "segment", str(folder), "-m", "tiny", "--overlap", "0.9", "-o", str(out)]  # takes minutes
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    time.sleep(6)
-    process.send_signal(signal.SIGINT)
-    process.wait(60)
+    signal.signal(signal.SIGINT, before)
+    try:
+        time.sleep(6)
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert not out.parent.exists() or list(out.parent.iterdir()) == []
 

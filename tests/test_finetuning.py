@@ -337,6 +337,14 @@ def test_a_one_channel_encoder_gives_the_same_features_for_the_same_image_in_all
     new = network.eval().encoder(x.repeat(1, 4, 1, 1, 1))
     for a, b in zip(new[1:], source.network.encode(x)[1:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():  # of the decoder the convolutions; its conditions have no place in segmentation
+        stems = [part.decoder.proj1(f[0]) for part, f in ((network, new), (source.network, source.network.encode(x)))]
+    torch.testing.assert_close(*stems, rtol=1e-3, atol=1e-4)
+    state, mine = source.network.state_dict(), network.state_dict()
+    blocks = [key for key in mine if key.startswith("decoder.decoder")]
+    assert len(blocks) == 16
+    for key in blocks:
+        torch.testing.assert_close(mine[key], state[key])
 
 
 def test_the_published_pretraining_network_gives_encoder_and_transposed_convolutions(tmp_path):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from models_for_tests import tiny_card, tiny_model
 from napari_brainmvp.errors import FileError, ModelError
-from napari_brainmvp.models import find_model, import_model, list_models, load_model, remove_model
+from napari_brainmvp.models import find_model, import_model, list_models, load_model, remove_model, save_model
 from napari_brainmvp.models.weights import build_network
 from napari_brainmvp.networks import EncoderSpec, PretrainingNetwork, SegmentationNetwork
 
@@ -37,6 +37,19 @@ def test_a_saved_model_comes_back_the_same(home):
     assert not loaded.network.training
     assert loaded.templates.volumes.shape == (4, 6, 7, 6)
     assert "torch" in entry.card.versions
+
+
+def test_statistics_beyond_half_precision_are_kept_and_what_is_not_finite_refused(home, tmp_path):
+    entry = find_model("tiny")
+    network = build_network(entry.card)
+    network.encoder.norm.running_var.fill_(1e6)  # half precision ends at 65504
+    save_model(tmp_path / "large", entry.card, network, load_model(entry).templates)
+    assert float(load_model(find_model(tmp_path / "large")).network.encoder.norm.running_var.min()) == 1e6
+    with torch.no_grad():
+        network.encoder.blocks1[0].conv1.weight[0] = 1e6
+    with pytest.raises(ModelError, match=r"encoder\.blocks1\.0\.conv1\.weight has values that are not finite"):
+        save_model(tmp_path / "broken", entry.card, network)
+    assert [path.name for path in tmp_path.iterdir() if "broken" in path.name] == []
 
 
 def test_models_are_listed_found_and_removed(home, tmp_path):

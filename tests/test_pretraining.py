@@ -127,6 +127,53 @@ def test_error_likelihood_is_least_where_the_variance_is_the_squared_error():
     assert not error_likelihood(torch.zeros_like(truth), made, truth, None).requires_grad
 
 
+def batch_of_two(spec: PretrainingSpec) -> dict[str, torch.Tensor]:
+    """Two studies of T1 and T2 whose head is the lower half of the crop."""
+    scans = torch.rand(2, 3, 16, 16, 16) + 0.5
+    scans[..., 8:] = 0
+    scans[:, 2] = 0
+    place = torch.tensor([[-0.5] * 3] * 2)
+    present = torch.tensor([[True, True, False]] * 2)
+    index = {"target": torch.tensor([0, 0]), "other": torch.tensor([1, 1])}
+    return {"scans": scans, "present": present, "start": place, "stop": -place, "number": torch.tensor(0), **index}
+
+
+def test_templates_are_distilled_inside_the_head_and_only_those_that_are_there():
+    spec = PretrainingSpec(modalities=("t1", "t2", "flair"), crop=16, batch=2)
+    model = PretrainingModel(spec)
+    batch = batch_of_two(spec)
+    with torch.no_grad():
+        model.templates.volumes.fill_(1.0)
+    found = model(batch, 0.0)["distillation"]
+    inside = (1 - batch["scans"][:, :2, ..., :8]).square().mean()
+    assert float(found.detach()) == pytest.approx(float(inside), rel=1e-5)
+
+
+@pytest.mark.parametrize("all_targets", [True, False])
+def test_one_target_or_all_of_a_study_train_their_outputs(all_targets):
+    spec = PretrainingSpec(modalities=("t1", "t2", "flair"), crop=16, batch=2, all_targets=all_targets)
+    model = PretrainingModel(spec)
+    model(batch_of_two(spec), 0.0)["loss"].backward()
+    rows = model.network.decoder.out.conv.conv.weight.grad.flatten(1).abs().sum(1) > 0
+    assert rows.tolist() == [True, all_targets, False] * 2  # means, then log variances; there is no FLAIR
+
+
+def test_features_are_held_by_their_mean_square():
+    spec = PretrainingSpec(modalities=("t1", "t2", "flair"), crop=16, batch=2, activation=0.5)
+    torch.manual_seed(0)
+    model = PretrainingModel(spec)
+    batch = batch_of_two(spec)
+    with torch.no_grad():
+        held = model(batch, 0.0)
+        model.spec = spec.model_copy(update={"activation": 0.0})
+        free = model(batch, 0.0)
+        stages = model.network.encode(model.views(batch, 0.0).shown)[1:4]
+    expected = np.mean([np.mean(maps.numpy().astype(float) ** 2) for maps in stages])
+    assert float(held["activation"]) == pytest.approx(expected, rel=1e-4)
+    assert float(held["loss"] - free["loss"]) == pytest.approx(0.5 * expected, rel=1e-3)
+    assert "activation" not in free
+
+
 def test_psnr_in_decibels():
     target = torch.full((2, 2, 2), 2.0)
     assert psnr(target - 0.02, target, target > 0) == pytest.approx(40.0, abs=1e-3)
@@ -173,7 +220,9 @@ def test_a_modality_is_learned_wherever_it_is_not_shown_inside_the_head():
     masks = torch.zeros(4, 1, 16, 16, 16, dtype=torch.bool)
     masks[:, :, :8] = True
     # study 0 has t1 and t2, study 1 all; t1 is wanted; views A show the template, views B t2 and FLAIR
-    views = Views(head.float(), head, head.float(), head.float(), masks.float(), masks, torch.tensor([3, 3, 1, 2]))
+    views = Views(
+        head.float(), head.float(), head, head.float(), head.float(), masks.float(), masks, torch.tensor([3, 3, 1, 2])
+    )
     batch = {"present": present, "target": torch.tensor([0, 0])}
     found = unseen(views, batch).float().mean((2, 3, 4))
     half, all_ = 0.5 * 0.75, 0.75

@@ -16,6 +16,7 @@ from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.models import ModelCard, ModelEntry, list_models, name_digest
+from napari_brainmvp.training.metrics import region_scores
 
 __all__ = ["Comparison", "as_classes", "check_unseen", "compare", "newest_model"]
 
@@ -126,15 +127,11 @@ def compare(
         predictor.fit(np.moveaxis(rest, 0, axis), others)
         for index in held:
             np.moveaxis(probe, axis, 0)[index] = predictor.predict_slice(axis, int(index))[0]
-    seen = labels != 0
-    return Comparison(_dice(probe, labels, seen, wanted), _dice(model, labels, seen, wanted), len(painted))
+    return Comparison(_dice(probe, labels, wanted), _dice(model, labels, wanted), len(painted))
 
 
-def _dice(
-    found: NDArray[Any], true: NDArray[Any], seen: NDArray[np.bool_], classes: Sequence[LabelClass]
-) -> dict[str, float]:
-    scores = {}
-    for c in classes:
-        ours, theirs = (found == c.value) & seen, true == c.value
-        scores[c.name] = float(2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()))
-    return scores
+def _dice(found: NDArray[Any], painted: NDArray[Any], classes: Sequence[LabelClass]) -> dict[str, float]:
+    """Dice of each class where something is painted."""
+    seen = painted != 0
+    pairs = {c.name: ((found == c.value) & seen, painted == c.value) for c in classes}
+    return {name: region_scores(*pair, (1, 1, 1), surface=False).dice for name, pair in pairs.items()}

@@ -53,7 +53,7 @@ def segment(
     study: Annotated[list[Path], typer.Argument(help="A study's folder, or its files.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Label map to write (.nii or .nii.gz).")],
     model: ModelOption = "",
-    scan: Annotated[list[str], typer.Option(help="Say which file is which: t1c=FILE. Repeatable.")] = [],  # noqa: B006
+    scan: Annotated[list[str] | None, typer.Option(help="Say which file is which: t1c=FILE. Repeatable.")] = None,
     reference: Annotated[str, typer.Option(help="Modality on whose grid the result is given.")] = "",
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also write the uncertainty, 0 to 1.")] = False,
@@ -73,7 +73,7 @@ def segment(
     from napari_brainmvp.models import DEFAULT_ENCODER
 
     paths = OutputPaths.beside(out, probabilities=probabilities, uncertainty=uncertainty, volumes=volumes)
-    named = named_scans(scan)
+    named = named_scans(scan or ())
     paths.check(overwrite, inputs=[*study, *named.values()])
     source: Path | list[Path] = study[0] if len(study) == 1 else study
     loaded = read_study(source, modalities=named, reference=reference or None)
@@ -194,7 +194,9 @@ def pretrain(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the run: logs, checkpoints, model.")
     ] = None,
-    data: Annotated[list[str], typer.Option(help="Folder, .json datalist or synthetic:N; @2 doubles it.")] = [],  # noqa: B006
+    data: Annotated[
+        list[str] | None, typer.Option(help="Folder, .json datalist or synthetic:N; @2 doubles it.")
+    ] = None,
     base: Annotated[str, typer.Option(help="Folder a datalist's paths start from; default its own.")] = "",
     recipe: Annotated[str, typer.Option(help="compact, default, paper or release.")] = "",
     max_steps: Annotated[int, typer.Option(help="Updates in all; 0 for the recipe's.")] = 0,
@@ -202,7 +204,9 @@ def pretrain(
     devices: Annotated[int, typer.Option(help="Devices on each node; 0 for the recipe's.")] = 0,
     nodes: Annotated[int, typer.Option(help="Nodes; 0 for the recipe's.")] = 0,
     strategy: Annotated[str, typer.Option(help="As Lightning names it, for example ddp.")] = "",
-    change: Annotated[list[str], typer.Option("--set", help="Any other setting: NAME=VALUE. Repeatable.")] = [],  # noqa: B006
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting: NAME=VALUE. Repeatable.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the model; default the folder's.")] = "",
     cache: Annotated[Path | None, typer.Option(help="Folder for prepared studies.")] = None,
     background: Annotated[bool, typer.Option("--background", help="Submit a job and return: brainmvp jobs.")] = False,
@@ -212,7 +216,7 @@ def pretrain(
     from napari_brainmvp.jobs import free_name
     from napari_brainmvp.training.pretraining.spec import read_spec
 
-    changes = settings(change)
+    changes = settings(change or ())
     options = {"max_steps": max_steps, "devices": devices, "nodes": nodes, "strategy": strategy}
     changes |= {key: value for key, value in options.items() if value}
     if data:

@@ -26,7 +26,9 @@ class Task(StrEnum):
 
 def finetune(
     out: Annotated[str, typer.Option("--out", "-o", help="Name of the new model.")],
-    data: Annotated[list[str], typer.Option(help="Folder, BIDS tree, .json datalist or synthetic:N. Repeatable.")] = [],  # noqa: B006
+    data: Annotated[
+        list[str] | None, typer.Option(help="Folder, BIDS tree, .json datalist or synthetic:N. Repeatable.")
+    ] = None,
     task: Annotated[Task, typer.Option(help="What to learn.")] = Task.segmentation,
     init: Annotated[str, typer.Option(help="Model to start from, or scratch; default the one that ships.")] = "",
     preset: Annotated[str, typer.Option(help="minutes, hour or paper.")] = "minutes",
@@ -40,7 +42,9 @@ def finetune(
     run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME beside your models.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     background: Annotated[bool, typer.Option("--background", help="Train in a background job.")] = False,
-    change: Annotated[list[str], typer.Option("--set", help="Any other setting: NAME=VALUE. Repeatable.")] = [],  # noqa: B006
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting: NAME=VALUE. Repeatable.")
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for prepared studies.")] = None,
 ) -> None:
     """Fine-tune a model on a few annotated studies, or on studies with a class each."""
@@ -58,7 +62,7 @@ def finetune(
     else:
         if not data:
             raise BrainMVPError("No data: say --data FOLDER, with a folder of annotated studies.")
-        changes: dict[str, Any] = {"task": task.value, "data": sources(data, ""), **settings(change)}
+        changes: dict[str, Any] = {"task": task.value, "data": sources(data, ""), **settings(change or ())}
         options = {"init": init, "participants": participants, "column": column, "max_steps": max_steps, "folds": folds}
         changes |= {key: value for key, value in options.items() if value}
         if labels:

@@ -25,7 +25,7 @@ FromOption = Annotated[
     str, typer.Option("--from", help="Sources, comma-separated: modalities, template. Default all others.")
 ]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Pre-trained model; default the one that ships.")]
-ScanOption = Annotated[list[str], typer.Option(help="Say which file is which: t1c=FILE. Repeatable.")]
+ScanOption = Annotated[list[str] | None, typer.Option(help="Say which file is which: t1c=FILE. Repeatable.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -45,7 +45,7 @@ def reconstruct(
     disagreement: Annotated[Path | None, typer.Option(help="Also write the error in expected errors.")] = None,
     masked: Annotated[Path | None, typer.Option(help="Also write what the network was shown.")] = None,
     model: ModelOption = "",
-    scan: ScanOption = [],  # noqa: B006
+    scan: ScanOption = None,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -56,7 +56,7 @@ def reconstruct(
 
     maps = {"error": error, "disagreement": disagreement, "masked": masked}
     outputs = {name: path for name, path in maps.items() if path is not None}
-    loaded = _read(study, scan, [out, *outputs.values()], overwrite)
+    loaded = _read(study, scan or (), [out, *outputs.values()], overwrite)
     options = ReconstructionOptions(
         mode="trained" if trained else "whole", mask_rate=mask_rate, seed=seed, device=device
     )
@@ -72,7 +72,7 @@ def impute(
     out: OutOption,
     sources: FromOption = "",
     model: ModelOption = "",
-    scan: ScanOption = [],  # noqa: B006
+    scan: ScanOption = None,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -81,7 +81,7 @@ def impute(
     from napari_brainmvp.inference import ReconstructionOptions
     from napari_brainmvp.inference import impute as run
 
-    loaded = _read(study, scan, [out], overwrite)
+    loaded = _read(study, scan or (), [out], overwrite)
     with progress_bar(quiet=as_json) as progress:
         result = run(loaded, model or None, target, _keys(sources), ReconstructionOptions(device=device), progress)
     _write(result, loaded, out, {})

@@ -50,7 +50,7 @@ def _model(folder: str) -> LoadedModel:
     return load_model(find_model(folder))
 
 
-class PrepareStudyd(MapTransform):  # type: ignore[misc]
+class PrepareStudyd(MapTransform):
     """Read a study and prepare it as the model's card says.
 
     Parameters
@@ -78,7 +78,7 @@ class PrepareStudyd(MapTransform):  # type: ignore[misc]
         return out
 
 
-class WindowInferer(Inferer):  # type: ignore[misc]
+class WindowInferer(Inferer):
     """Sliding windows of the model's patch size; gives probabilities.
 
     Parameters
@@ -116,7 +116,7 @@ class WindowInferer(Inferer):  # type: ignore[misc]
         return torch.stack(found)
 
 
-class RestoreLabelsd(MapTransform):  # type: ignore[misc]
+class RestoreLabelsd(MapTransform):
     """Turn probabilities (K, X, Y, Z) into labels (1, i, j, k) on the grid of the study's reference scan.
 
     Parameters
@@ -142,7 +142,7 @@ class RestoreLabelsd(MapTransform):  # type: ignore[misc]
         return out
 
 
-class SaveLabelsd(MapTransform):  # type: ignore[misc]
+class SaveLabelsd(MapTransform):
     """Write labels as ``OUTPUT_DIR/STUDY_seg.nii.gz`` with the reference scan's header.
 
     Parameters

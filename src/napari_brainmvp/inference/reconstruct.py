@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from napari_brainmvp.inference.reconstruction import (
 )
 from napari_brainmvp.inference.windows import SlidingWindow
 from napari_brainmvp.models import DEFAULT_ENCODER, LoadedModel, find_model, load_model
-from napari_brainmvp.networks import STRIDE, ReconstructionNetwork
+from napari_brainmvp.networks import STRIDE, PretrainingNetwork, ReconstructionNetwork, UNet3DPretrainingNetwork
 from napari_brainmvp.preparation import PreparedStudy, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.study import Scan, Study, modality
@@ -270,5 +270,6 @@ class _Predictor(nn.Module):
             mean, log_variance = self.network.reconstruct(shown, target, source).float().chunk(2, 1)
             weight = counted * torch.exp(-log_variance.clamp(-10, 5))
         else:
-            mean, weight = self.network.reconstruct(shown).float(), counted  # type: ignore[operator]
+            network = cast(PretrainingNetwork | UNet3DPretrainingNetwork, self.network)
+            mean, weight = network.reconstruct(shown).float(), counted
         return torch.cat([weight * mean, weight, counted], 1)

@@ -47,7 +47,8 @@ class NetworkSpec(BaseModel):
     ----------
     architecture : {"uniformer", "unet3d"}
     in_channels, out_channels : int
-        Modalities in; classes or regions out (1 for a reconstruction).
+        Modalities in; classes or regions out; of a pre-training model 1, or with ``skips`` a mean and
+        a log variance for each modality.
     channels, depths, head_size, mlp_ratio
         Of the UniFormer encoder; see :class:`napari_brainmvp.networks.EncoderSpec`.
     full_resolution_channels : int or None
@@ -55,7 +56,7 @@ class NetworkSpec(BaseModel):
     deep_supervision : bool
         Whether the weights hold the heads used in training only.
     decoder : {"plain", "skips"}
-        Of a pre-training model: the published one, or the one that is told its target.
+        Of a pre-training model: the published one, or the one that knows every modality.
     hidden : int
         Of a classification model: width of the head's perceptron; 0 for a linear head.
     """

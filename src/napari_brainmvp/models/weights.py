@@ -82,9 +82,10 @@ def build_network(card: ModelCard) -> nn.Module:
 
 
 def save_model(folder: Path, card: ModelCard, network: nn.Module, templates: ModalityTemplates | None = None) -> Path:
-    """Write a model folder: half precision weights and the card with their hash.
+    """Write a model folder: weights and the card with their hash.
 
-    The folder appears complete or not at all.
+    Weights are stored in half precision, but for batch normalisation's statistics, which may be larger than it can
+    hold. The folder appears complete or not at all.
 
     Parameters
     ----------
@@ -97,14 +98,16 @@ def save_model(folder: Path, card: ModelCard, network: nn.Module, templates: Mod
 
     Raises
     ------
+    ModelError
+        A tensor holds values that are not finite.
     FileError
         The folder exists, or cannot be written.
     """
     if folder.exists():
         raise FileError(f"{folder} already exists: choose another name or remove that model first.")
-    tensors = {key: _half(value) for key, value in network.state_dict().items()}
+    tensors = {key: _compact(key, value) for key, value in network.state_dict().items()}
     if templates is not None:
-        tensors[_TEMPLATES] = _half(templates.volumes.detach())
+        tensors[_TEMPLATES] = _compact(_TEMPLATES, templates.volumes)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         partial.mkdir(parents=True)
@@ -126,9 +129,16 @@ def save_model(folder: Path, card: ModelCard, network: nn.Module, templates: Mod
     return folder
 
 
-def _half(value: Tensor) -> Tensor:
-    value = value.detach().cpu()
-    return (value.half() if value.is_floating_point() else value).contiguous()
+def _compact(key: str, value: Tensor) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    if not value.is_floating_point():
+        return value
+    stored = value.float() if key.endswith(("running_mean", "running_var")) else value.half()
+    if not stored.isfinite().all():
+        raise ModelError(
+            f"The tensor {key} has values that are not finite in {stored.dtype}: the model is not written."
+        )
+    return stored
 
 
 def _sha256(path: Path) -> str:

@@ -140,17 +140,18 @@ class ClassifyPanel(QWidget):
         self._update()
 
     def _update(self) -> None:
-        entry, has_study = self.model.currentData(), bool(self._study.assigned())
         if self.run.busy:
             return
-        self.button.setEnabled(entry is not None and has_study)
-        if entry is None:
-            self.status.setText("No classification model yet: brainmvp finetune --task classification makes one.")
-        elif not has_study:
-            self.status.setText("Choose at least one layer in the Study panel.")
-        else:
-            self.status.setText("")
+        entry, missing = self.model.currentData(), self._missing()
+        self.button.setEnabled(not missing)
+        self.status.setText(missing)
         self.measured.setText("" if entry is None else _said(entry.card))
+
+    def _missing(self) -> str:
+        """Say what has to be there first; empty where all is."""
+        if self.model.currentData() is None:
+            return "No classification model yet: brainmvp finetune --task classification makes one."
+        return "" if self._study.assigned() else "Choose at least one layer in the Study panel."
 
     def start(self) -> None:
         """Classify in the background."""
@@ -186,9 +187,7 @@ class ClassifyPanel(QWidget):
         self.status.setText(" ".join((f"Done in {result.seconds:.0f} s on {result.device}.", *result.warnings)))
 
     def _run_ended(self) -> None:
-        said = self.status.text()
-        self._update()
-        self.status.setText(said)
+        self.button.setEnabled(not self._missing())
         self.finished.emit()
 
 

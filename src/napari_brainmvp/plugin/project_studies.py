@@ -152,7 +152,7 @@ class ProjectStudies(QWidget):
             from napari_brainmvp.annotation.ranking import rank_project
 
             return rank_project(
-                project, lambda name: read_features(project.read(name), progress, cancel), cancel=cancel
+                project, lambda name: read_features(project.read(name), progress, cancel), progress, cancel
             )
 
         self._run(run, self._found)

@@ -113,14 +113,16 @@ class SegmentPanel(QWidget):
     def _update_button(self) -> None:
         if self.run.busy:
             return
-        has_model, has_study = self.model.currentData() is not None, bool(self._study.assigned())
-        self.button.setEnabled(has_model and has_study)
-        if not has_model:
-            self.status.setText("No model is installed: brainmvp models import FILE adds one.")
-        elif not has_study:
-            self.status.setText("Choose at least one layer in the Study panel.")
-        elif not self.volumes.structures:
-            self.status.setText("")
+        missing = self._missing()
+        self.button.setEnabled(not missing)
+        if missing or not self.volumes.structures:
+            self.status.setText(missing)
+
+    def _missing(self) -> str:
+        """Say what has to be there first; empty where all is."""
+        if self.model.currentData() is None:
+            return "No model is installed: brainmvp models import FILE adds one."
+        return "" if self._study.assigned() else "Choose at least one layer in the Study panel."
 
     def start(self) -> None:
         """Segment in the background."""
@@ -164,9 +166,7 @@ class SegmentPanel(QWidget):
         add(data, **options)
 
     def _run_ended(self) -> None:
-        said = self.status.text()
-        self._update_button()
-        self.status.setText(said)
+        self.button.setEnabled(not self._missing())
         self.finished.emit()
 
     def _go_to(self, structure: Structure) -> None:

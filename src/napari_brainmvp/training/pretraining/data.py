@@ -21,7 +21,7 @@ from napari_brainmvp.training.sources import DataSource, find_files
 __all__ = ["Batch", "CropStream", "Dataset", "collect", "read_sample"]
 
 Batch = dict[str, Tensor]
-"""``scans`` (B, M, n, n, n) float32, 0 for a modality that is not ``present`` (B, M) bool; ``target``, ``other`` (B,)
+"""``scans`` (B, M, n, n, n) float16, 0 for a modality that is not ``present`` (B, M) bool; ``target``, ``other`` (B,)
 int64, the modality to learn and the one to learn it from, the same where there is only one; ``start``, ``stop`` (B, 3)
 float32, where the crop lies in the templates' frame; ``number`` () int64, which batch."""
 
@@ -91,20 +91,25 @@ def _prepare(
 def read_sample(
     study: CachedStudy, spec: PretrainingSpec, start: NDArray[np.int64], target: str, other: str
 ) -> dict[str, Tensor]:
-    """Read the cube of all known modalities at ``start``, 0 beyond the volume: one sample of a :data:`Batch`."""
+    """Read a cube at ``start``, 0 beyond the volume: one sample of a :data:`Batch`.
+
+    It holds every known modality where every one is learned, and else the two that are asked for.
+    """
+    learned = spec.modalities if spec.learns_every_modality else (target, other)
+    present = [key in study.modalities and key in learned for key in spec.modalities]
     shape, size = np.array(study.volumes.shape[1:]), spec.crop
     low, high = np.maximum(start, 0), np.minimum(start + size, shape)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     x, y, z = (slice(int(a), int(b)) for a, b in zip(low - start, high - start, strict=True))
-    scans = torch.zeros(len(spec.modalities), size, size, size)
-    for channel, key in enumerate(study.modalities):
-        if key in spec.modalities:
-            scans[spec.modalities.index(key), x, y, z] = torch.from_numpy(np.array(study.volumes[channel][box])).float()
+    scans = torch.zeros(len(spec.modalities), size, size, size, dtype=torch.float16)
+    for row in np.flatnonzero(present):
+        channel = study.modalities.index(spec.modalities[row])
+        scans[row, x, y, z] = torch.from_numpy(np.array(study.volumes[channel][box]))
     span = shape if spec.template_frame == "box" else np.array(spec.template_shape)
     first, last = ((voxel - (shape - 1) / 2) / ((span - 1) / 2) for voxel in (start, start + size - 1))
     return {
         "scans": scans,
-        "present": torch.tensor([key in study.modalities for key in spec.modalities]),
+        "present": torch.tensor(present),
         "target": torch.tensor(spec.modalities.index(target)),
         "other": torch.tensor(spec.modalities.index(other)),
         "start": torch.from_numpy(first.astype(np.float32)),

@@ -270,7 +270,7 @@ class _Run:
             task="pretraining",
             network=NetworkSpec(
                 in_channels=1,
-                out_channels=1 if plain else 2,
+                out_channels=1 if plain else 2 * len(spec.modalities),
                 full_resolution_channels=None if plain else network.full_resolution_channels,
                 deep_supervision=False,
                 decoder=spec.decoder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -21,6 +22,7 @@ from napari_brainmvp.training.pretraining.tasks import (
     block_mask,
     error_likelihood,
     info_nce,
+    mean_square,
     reconstruction_loss,
 )
 
@@ -33,12 +35,14 @@ FULL_RESOLUTION_CHANNELS = 16
 class Views(NamedTuple):
     """Two masked views of each crop.
 
-    ``image``, ``template`` (B, 1, n, n, n): what is to be learned, and the distilled idea of it. ``templates`` (B, M,
-    n, n, n): those of all modalities where they are distilled directly. ``head`` (B, 1, n, n, n), bool: where any
-    modality is not 0. ``shown``, ``masks`` (2 B, 1, n, n, n): first all views A, then all views B, and True where they
-    hide the image. ``source`` (2 B,): the modality shown there; their number for the template.
+    ``scans`` (B, M, n, n, n), float32: of all modalities. ``image``, ``template`` (B, 1, n, n, n): what is to be
+    learned, and the distilled idea of it. ``templates`` (B, M, n, n, n): those of all modalities where they are
+    distilled directly. ``head`` (B, 1, n, n, n), bool: where any modality is not 0. ``shown``, ``masks`` (2 B, 1, n, n,
+    n): first all views A, then all views B, and True where they hide the image. ``source`` (2 B,): the modality shown
+    there; their number for the template.
     """
 
+    scans: Tensor
     image: Tensor
     head: Tensor
     template: Tensor
@@ -52,18 +56,20 @@ class Prediction(NamedTuple):
     """What the network makes of views.
 
     ``means`` and ``log_variances`` (2 B, M, n, n, n) of all modalities, or (2 B, 1, n, n, n) and None from the
-    published decoder; the ``deepest`` features.
+    published decoder; the ``features`` of the four stages of the encoder.
     """
 
     means: Tensor
     log_variances: Tensor | None
-    deepest: Tensor
+    features: Sequence[Tensor]
 
-    def of(self, target: Tensor) -> Tensor:
-        """Return the mean (2 B, 1, n, n, n) of one modality of each view."""
+    def of(self, target: Tensor) -> Prediction:
+        """Return the maps (2 B, 1, n, n, n) of one modality of each view."""
         if self.log_variances is None:
-            return self.means
-        return self.means[torch.arange(len(target), device=target.device), target][:, None]
+            return self
+        rows = torch.arange(len(target), device=target.device)
+        means, log_variances = (maps[rows, target][:, None] for maps in (self.means, self.log_variances))
+        return Prediction(means, log_variances, self.features)
 
 
 def build_network(spec: PretrainingSpec) -> PretrainingNetwork | ReconstructionNetwork:
@@ -114,7 +120,7 @@ class PretrainingModel(nn.Module):
         rank, world : int
             Which samples of the global batch these are.
         """
-        spec, scans, target = self.spec, batch["scans"], batch["target"]
+        spec, scans, target = self.spec, batch["scans"].float(), batch["target"]
         count, device = len(scans), scans.device
         rows = torch.arange(count, device=device)
         image, second = scans[rows, target][:, None], scans[rows, batch["other"]][:, None]
@@ -141,6 +147,7 @@ class PretrainingModel(nn.Module):
         instead = torch.cat([template, torch.where(other[:, None, None, None, None], second, template)])
         from_template = torch.full_like(target, len(spec.modalities))
         return Views(
+            scans=scans,
             image=image,
             head=(scans != 0).any(1, keepdim=True),
             template=template,
@@ -154,9 +161,9 @@ class PretrainingModel(nn.Module):
         """Reconstruct from views (2 B, 1, n, n, n) whose hidden blocks show ``source`` (2 B,)."""
         features = self.network.encode(shown)
         if isinstance(self.network, PretrainingNetwork):
-            return Prediction(self.network.decode(features), None, features[-1])
+            return Prediction(self.network.decode(features), None, features[1:])
         means, log_variances = self.network.decode(features, source)
-        return Prediction(means, log_variances, features[-1])
+        return Prediction(means, log_variances, features[1:])
 
     def forward(
         self, batch: Batch, progress: float, rank: int = 0, world: int = 1, gather: Gather | None = None
@@ -167,35 +174,38 @@ class PretrainingModel(nn.Module):
         -------
         dict of str to Tensor
             Scalars ``template`` and ``other`` (task 1 on views A and B), ``distillation`` (task 2), ``contrast``
-            (task 3), ``likelihood``, and ``loss``, their weighted sum.
+            (task 3), ``likelihood``, ``activation``, and ``loss``, their weighted sum.
         """
-        spec, scans = self.spec, batch["scans"]
-        views = self.views(batch, progress, rank, world)
+        spec, views = self.spec, self.views(batch, progress, rank, world)
+        scans = views.scans
         found = self.predict(views.shown, views.source)
-        truth, counted = views.image.repeat(2, 1, 1, 1, 1), views.masks & views.head.repeat(2, 1, 1, 1, 1)
-        means, log_variances = found.of(batch["target"].repeat(2)), found.log_variances
-        if log_variances is not None and spec.all_targets:
-            means, truth, counted = found.means, scans.repeat(2, 1, 1, 1, 1), unseen(views, batch)
-        pairs = [part.chunk(2) for part in (means, truth, counted)]
+        if found.log_variances is not None and spec.all_targets:
+            truth, counted = scans.repeat(2, 1, 1, 1, 1), unseen(views, batch)
+        else:
+            found = found.of(batch["target"].repeat(2))
+            truth, counted = views.image.repeat(2, 1, 1, 1, 1), views.masks & views.head.repeat(2, 1, 1, 1, 1)
+        pairs = [part.chunk(2) for part in (found.means, truth, counted)]
         losses = {
             name: reconstruction_loss(mean, true, where if spec.masked_loss else None, gather)
             for name, mean, true, where in zip(("template", "other"), *pairs, strict=True)
         }
         total = spec.from_template * losses["template"] + spec.from_other * losses["other"]
-        if log_variances is not None:
-            every = scans.repeat(2, 1, 1, 1, 1), unseen(views, batch)
-            losses["likelihood"] = error_likelihood(log_variances, found.means, *every, gather)
+        if found.log_variances is not None:
+            losses["likelihood"] = error_likelihood(found.log_variances, found.means, truth, counted, gather)
             total = total + 0.1 * losses["likelihood"]
         if spec.distillation:
             inside = views.head & batch["present"][:, :, None, None, None]
             losses["distillation"] = reconstruction_loss(views.templates, scans, inside, gather)
             total = total + spec.distillation * losses["distillation"]
         if spec.contrast:
-            deepest = found.deepest
+            deepest = found.features[-1]
             pooled = deepest.flatten(1) if self.projection is None else self.projection(deepest.mean((2, 3, 4)))
             one, two = (gather(half) if gather else half for half in pooled.chunk(2))
             losses["contrast"] = info_nce(one, two, spec.temperature)
             total = total + spec.contrast * float(progress >= spec.contrast_from) * losses["contrast"]
+        if spec.activation:
+            losses["activation"] = mean_square(found.features[:-1])
+            total = total + spec.activation * losses["activation"]
         return {**losses, "loss": total}
 
 

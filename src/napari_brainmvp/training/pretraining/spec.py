@@ -45,6 +45,8 @@ class PretrainingSpec(BaseModel):
         Reconstruct only what was hidden, rather than the whole crop.
     from_template, from_other, contrast, distillation : float
         Weights of task 1 on view A and on view B, of task 3, and of the direct form of task 2; 0 switches one off.
+    activation : float
+        Weight of the mean square of the encoder's features, which keeps them from growing without bound.
     all_targets : bool
         Reconstruct every modality the study has, wherever a view does not show it, rather than only the chosen one.
         One pass answers for all (``skips`` only), so that a crop teaches several times as much.
@@ -101,6 +103,7 @@ class PretrainingSpec(BaseModel):
     from_template: float = Field(0.5, ge=0)
     from_other: float = Field(1.0, ge=0)
     contrast: float = Field(0.1, ge=0)
+    activation: float = Field(1e-3, ge=0)
     distillation: float = Field(1.0, ge=0)
     all_targets: bool = True
     other_from: float = Field(0.0, ge=0, le=1)
@@ -128,6 +131,11 @@ class PretrainingSpec(BaseModel):
     validate_every: int = Field(200, gt=0)
     seed: int = Field(0, ge=0)
 
+    @property
+    def learns_every_modality(self) -> bool:
+        """Whether a crop teaches about every modality of its study, not only about the chosen one."""
+        return (self.decoder == "skips" and self.all_targets) or self.distillation > 0
+
     @field_validator("mask_rate")
     @classmethod
     def _rates_in_order(cls, rates: tuple[float, float]) -> tuple[float, float]:
@@ -154,6 +162,7 @@ _PUBLISHED: dict[str, Any] = {
     "whole": 0.0,
     "masked_loss": False,
     "contrast": 1.0,
+    "activation": 0.0,
     "distillation": 0.0,
     "contrast_from": 2 / 3,
     "temperature": 1.0,

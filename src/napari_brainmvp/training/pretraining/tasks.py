@@ -5,13 +5,13 @@ Source: Rui et al., CVPR 2025 (arXiv 2410.10604), section 3; where ours differs,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Gather", "block_mask", "error_likelihood", "info_nce", "psnr", "reconstruction_loss"]
+__all__ = ["Gather", "block_mask", "error_likelihood", "info_nce", "mean_square", "psnr", "reconstruction_loss"]
 
 
 Gather = Callable[[Tensor], Tensor]
@@ -114,6 +114,24 @@ def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     similarity = F.normalize(first.float(), dim=1) @ F.normalize(second.float(), dim=1).T / temperature
     positives = torch.arange(len(first), device=first.device)
     return 0.5 * (F.cross_entropy(similarity, positives) + F.cross_entropy(similarity.T, positives))
+
+
+def mean_square(features: Sequence[Tensor]) -> Tensor:
+    """Activation regularisation (Merity et al. 2017, arXiv 1708.01009): the mean over maps of their mean square.
+
+    Nothing else holds the residual streams: every reader of them normalises first, so that their size costs no loss,
+    and it grows without bound, in few directions, until what tells tissues apart is lost beside it. Not in the paper.
+
+    Parameters
+    ----------
+    features : sequence of Tensor of shape (B, C, ...)
+
+    Returns
+    -------
+    Tensor
+        Scalar.
+    """
+    return torch.stack([maps.float().square().mean() for maps in features]).mean()
 
 
 def psnr(reconstruction: Tensor, target: Tensor, mask: Tensor) -> float:

@@ -59,7 +59,7 @@ def validate(
             views = model.views(batch, 1.0)
             masks, image = views.masks, views.image
             with fabric.autocast():
-                mean = model.predict(views.shown, views.source).of(batch["target"].repeat(2)).float()
+                mean = model.predict(views.shown, views.source).of(batch["target"].repeat(2)).means.float()
             if model.spec.masked_loss:  # what is shown is no task then, and what comes out there means nothing
                 mean = torch.where(masks, mean, image)
             for row, suffix in enumerate(("", "_from_other") if batch["other"] != batch["target"] else ("",)):

@@ -1,0 +1,68 @@
+"""Compare a model fine-tuned on three gliomas with the default model on three others, and the other way round.
+
+    python benchmarks/finetuning.py --real-gliomas DIR --work DIR --max-steps 400 --out finetuning.json
+
+The studies, in the order of their names, are parted as ``--train`` says (positions from 0); each part is trained on
+once, from the default model, and measured by the other. Real studies only measure: what is trained here does not ship.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from napari_brainmvp.io import StudyFiles, find_studies
+from napari_brainmvp.models import find_model, load_model
+from napari_brainmvp.models.weights import LoadedModel
+from napari_brainmvp.training.evaluation import evaluate_segmentation
+from napari_brainmvp.training.finetuning import finetune
+from napari_brainmvp.training.finetuning.spec import read_spec
+from napari_brainmvp.training.labels import LABEL_PRESETS
+
+BRATS = LABEL_PRESETS["brats"]
+OF_DEFAULT = {4: 2, 5: 1, 6: 4}
+"""BraTS values of the default model's oedema, non-enhancing core and enhancing tissue."""
+
+Scores = dict[str, dict[str, float]]
+
+
+def measure(model: LoadedModel, studies: list[StudyFiles], values: dict[int, int] | None) -> Scores:
+    """Dice of every region of every study."""
+    found, _ = evaluate_segmentation(model, studies, BRATS, values=values)
+    return {case.case: {name: s.dice for name, s in case.scores.items()} for case in found}
+
+
+def main() -> None:
+    """Train what is not trained yet, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real-gliomas", type=Path, required=True)
+    parser.add_argument("--train", type=int, nargs="+", default=[0, 3, 4])
+    parser.add_argument("--preset", default="hour")
+    parser.add_argument("--max-steps", type=int, default=0, help="0 for the preset's")
+    parser.add_argument("--work", type=Path, required=True, help="folder for prepared studies and runs")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)
+    studies = sorted(find_studies(arguments.real_gliomas), key=lambda files: files.name)
+    parts = [[f for k, f in enumerate(studies) if (k in arguments.train) == first] for first in (True, False)]
+    table: dict[str, Scores] = {"default": {}, "fine-tuned": {}}
+    for number, (train, test) in enumerate((parts, parts[::-1])):
+        data = [{"path": str(files.scans["t1"].parent)} for files in train]
+        steps = {"max_steps": arguments.max_steps} if arguments.max_steps else {}
+        spec = read_spec(arguments.preset, {"data": data, "labels": BRATS, **steps})
+        run = arguments.work / f"run-{number}"
+        made = finetune(spec, run, resume=run.exists(), cache=arguments.work / "prepared")
+        table["fine-tuned"] |= measure(load_model(find_model(made)), test, None)
+        table["default"] |= measure(load_model(find_model()), test, OF_DEFAULT)
+        arguments.out.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    for name, scores in table.items():
+        means = {region: np.mean([case[region] for case in scores.values()]) for region in BRATS.names}
+        print(name, {region: round(float(mean), 3) for region, mean in means.items()})
+
+
+if __name__ == "__main__":
+    main()
