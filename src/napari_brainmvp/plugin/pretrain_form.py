@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import psutil
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import (
     QComboBox,
     QFileDialog,
@@ -16,7 +14,6 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QInputDialog,
     QLineEdit,
-    QListWidget,
     QSpinBox,
     QVBoxLayout,
     QWidget,
@@ -25,10 +22,12 @@ from superqt import QCollapsible
 
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.jobs import free_name, say_seconds, submit_job, training_job
+from napari_brainmvp.models import list_models
 from napari_brainmvp.plugin.modality_matrix import ModalityMatrix
+from napari_brainmvp.plugin.source_list import SourceList
 from napari_brainmvp.plugin.style import heading, main_button, quiet, small_button
 from napari_brainmvp.plugin.work import Work
-from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, read_spec
+from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, fits, read_spec
 from napari_brainmvp.training.pretraining.survey import Survey, estimate, survey
 
 __all__ = ["PretrainForm"]
@@ -54,7 +53,7 @@ class PretrainForm(QWidget):
         super().__init__()
         self.found: Survey | None = None
         self._work: Work | None = None
-        self.sources = _SourceList()
+        self.sources = SourceList()
         self.add_folder = small_button("Folder…", "Folders of studies, or a BIDS tree.")
         self.add_list = small_button("Datalist…", "A JSON datalist, as MONAI and the authors use it.")
         self.add_synthetic = small_button("Synthetic…", "Made-up studies: to try it out, or beside your own.")
@@ -63,7 +62,7 @@ class PretrainForm(QWidget):
         self.matrix = ModalityMatrix()
         self.problems = QCollapsible("Problems")
         self.problem_list = quiet("")
-        self.recipe, self.size, self.device = QComboBox(), QComboBox(), QComboBox()
+        self.recipe, self.size, self.device, self.begin = QComboBox(), QComboBox(), QComboBox(), QComboBox()
         self.steps, self.crop, self.batch, self.seed = QSpinBox(), QSpinBox(), QSpinBox(), QSpinBox()
         self.name = QLineEdit()
         self.cost = quiet("")
@@ -92,7 +91,7 @@ class PretrainForm(QWidget):
         for title, count in _SIZES.items():
             self.size.addItem(f"{title} ({count:,} steps)".replace(",", "\u2009"), count)
         self.size.addItem("As in the options", 0)
-        for box in (self.recipe, self.size):
+        for box in (self.recipe, self.size, self.begin):
             box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             box.setMinimumContentsLength(12)
         self.size.setCurrentIndex(1)
@@ -106,6 +105,7 @@ class PretrainForm(QWidget):
         self.device.setToolTip("auto takes a GPU where there is one. Jobs for the same device wait for each other.")
         self.seed.setMaximum(2**31 - 1)
         self.seed.setToolTip("The same seed gives the same run on the same machine.")
+        self.begin.setToolTip("Go on from a pre-trained model: those are listed that the recipe and modalities fit.")
         self.name.setPlaceholderText(free_name("encoder"))
         self.name.setToolTip("Name of the model, and of the job that makes it.")
         buttons = QHBoxLayout()
@@ -118,6 +118,7 @@ class PretrainForm(QWidget):
         form.addRow("Model name", self.name)
         inside = QWidget()
         more = QFormLayout(inside)
+        more.addRow("Start from", self.begin)
         more.addRow("Steps", self.steps)
         more.addRow("Crop", self.crop)
         more.addRow("Studies a step", self.batch)
@@ -189,6 +190,7 @@ class PretrainForm(QWidget):
         self.problems.setVisible(bool(found.problems))
         self.problems.setText(f"{len(found.problems)} problems: the rest is used")
         self.problem_list.setText("\n".join(f"{name}: {reason}" for name, reason in found.problems[:100]))
+        self.show_models()
         self._say_cost()
         self.surveyed.emit()
 
@@ -204,7 +206,18 @@ class PretrainForm(QWidget):
         usual = read_spec(None, self.recipe.currentData(), {})
         self.crop.setValue(usual.crop)
         self.batch.setValue(usual.batch)
+        self.show_models()
         self._say_cost()
+
+    def show_models(self) -> None:
+        """List the models that the run could go on from."""
+        spec, chosen = self.spec(), self.begin.currentData()
+        names = [entry.card.name for entry in list_models() if fits(entry.card, spec)]
+        self.begin.clear()
+        self.begin.addItem("Random weights", "")
+        for name in names:
+            self.begin.addItem(name, name)
+        self.begin.setCurrentIndex(max(0, self.begin.findData(chosen)))
 
     def spec(self) -> PretrainingSpec:
         """Return the run as it is set in the form."""
@@ -215,6 +228,7 @@ class PretrainForm(QWidget):
             "batch": self.batch.value(),
             "seed": self.seed.value(),
             "accelerator": self.device.currentText(),
+            "init": self.begin.currentData() or "",
             "validate_every": max(20, min(200, self.steps.value() // 10)),
         }
         known = {key for _, keys in self.found.studies for key in keys} if self.found else set()
@@ -246,41 +260,3 @@ class PretrainForm(QWidget):
         self.name.clear()
         self.name.setPlaceholderText(free_name("encoder"))
         self.submitted.emit(job.name)
-
-
-class _SourceList(QListWidget):
-    """Chosen folders and lists; more can be dropped into it."""
-
-    changed = Signal()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setAcceptDrops(True)
-        self.setFixedHeight(64)
-        self.setTextElideMode(Qt.TextElideMode.ElideLeft)
-
-    def paths(self) -> list[str]:
-        return [self.item(k).text() for k in range(self.count())]
-
-    def add_sources(self, paths: Sequence[str]) -> None:
-        new = [path for path in paths if path not in self.paths()]
-        for path in new:
-            self.addItem(path)
-        if new:
-            self.changed.emit()
-
-    def remove_chosen(self) -> None:
-        row = self.currentRow() if self.currentRow() >= 0 else self.count() - 1
-        if self.takeItem(row) is not None:
-            self.changed.emit()
-
-    def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:
-        if event is not None and event.mimeData().hasUrls():
-            event.acceptProposedAction()
-
-    def dragMoveEvent(self, event: QDragEnterEvent | None) -> None:
-        self.dragEnterEvent(event)
-
-    def dropEvent(self, event: QDropEvent | None) -> None:
-        if event is not None:
-            self.add_sources([url.toLocalFile() for url in event.mimeData().urls() if url.isLocalFile()])

@@ -62,6 +62,7 @@ class TrainPanel(QWidget):
     def show_form(self) -> None:
         """Show the form of a new run."""
         self._wanted = None
+        self.form.show_models()
         self.form.show()
         self.view.hide()
         self.back.hide()

@@ -9,11 +9,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.models import ModelCard
 from napari_brainmvp.preparation.spec import PreparationSpec
 from napari_brainmvp.study import MODALITIES
 from napari_brainmvp.training.sources import DataSource
 
-__all__ = ["RECIPES", "DataSource", "PretrainingSpec", "read_spec"]
+__all__ = ["RECIPES", "DataSource", "PretrainingSpec", "fits", "read_spec"]
 
 
 class PretrainingSpec(BaseModel):
@@ -184,6 +185,18 @@ RECIPES: dict[str, dict[str, Any]] = {
     "release": {**_PUBLISHED, "mask_rate": (0.8, 0.8), "from_template": 10.0, "other_from": 0.2},
 }
 """Changes to the defaults of :class:`PretrainingSpec`, by name. ``paper`` and ``release`` are the published method."""
+
+
+def fits(card: ModelCard, spec: PretrainingSpec) -> bool:
+    """Tell whether a run could go on from a model: pre-trained here, with the same networks, modalities and templates.
+
+    Whether it can is known when its weights are read.
+    """
+    if card.task != "pretraining":
+        return False
+    before, now = card.training.get("recipe", {}), spec.model_dump(mode="json")
+    same = ("encoder", "decoder", "template_shape", "template_frame", "template_minmax")
+    return card.modalities == spec.modalities and all(before.get(key) == now[key] for key in same)
 
 
 def read_spec(path: Path | None, recipe: str | None, changes: dict[str, Any]) -> PretrainingSpec:
