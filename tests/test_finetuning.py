@@ -333,6 +333,9 @@ def test_a_one_channel_encoder_gives_the_same_features_for_the_same_image_in_all
     done = transfer(network, source, ("t1", "t1c", "t2", "flair"), ("background", "a", "b", "c"))
     assert done.widened
     assert set(done.new) == {"decoder.out.conv.conv.weight", "decoder.out.conv.conv.bias"}
+    looks = network.encoder.patch_embed1.proj.weight.flatten(2).abs().sum(2) > 0
+    assert (looks.sum(1) == 1).all()  # every filter at one modality, and as many at each: they stay apart
+    assert looks.sum(0).tolist() == [len(looks) // 4] * 4
     x = torch.randn(1, 1, 32, 32, 16)
     new = network.eval().encoder(x.repeat(1, 4, 1, 1, 1))
     for a, b in zip(new[1:], source.network.encode(x)[1:], strict=True):

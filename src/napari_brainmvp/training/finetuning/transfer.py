@@ -29,7 +29,7 @@ class Transfer:
     Parameters
     ----------
     taken, adapted, new : tuple of str
-        Names of tensors that are the source's, that were made from the source's by averaging or choosing channels,
+        Names of tensors that are the source's, that were made from the source's by averaging, choosing or dealing out channels,
         and that keep their random start.
     """
 
@@ -44,7 +44,7 @@ class Transfer:
 
     @property
     def widened(self) -> bool:
-        """Whether the encoder now sees more modalities than it was trained on, averaged at first."""
+        """Whether the encoder's first convolution sees other modalities than it was trained on."""
         return _STEMS[0] in self.adapted
 
 
@@ -86,8 +86,9 @@ def transfer(
     """Copy weights by name, in place.
 
     Stems are made channel by channel: a modality the source has takes its own weights; any other takes the mean over
-    the source's, and a single-modality stem is shared out equally, so that the same image in all channels gives what
-    the source gave for it. Output channels are taken over where their names are the same and decided in the same way;
+    the source's. Filters of a single-modality stem are dealt out, each looking at one modality: the same image in all
+    channels gives what the source gave for it, and modalities stay apart, which they do not where every filter
+    averages over all. Output channels are taken over where their names are the same and decided in the same way;
     everything else keeps its random start.
 
     Parameters
@@ -135,7 +136,9 @@ def _names_of_segmentation(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _stem(weight: Tensor, card: ModelCard, modalities: Sequence[str]) -> Tensor:
     """Make the stem (O, C', ...) for other modalities from a stem (O, C, ...)."""
     if weight.shape[1] == 1:
-        return weight.expand(-1, len(modalities), *weight.shape[2:]) / len(modalities)
+        filters, channels = torch.arange(len(weight)), torch.arange(len(modalities))
+        looks = filters[:, None] % len(modalities) == channels
+        return weight * looks[:, :, None, None, None].to(weight.dtype)
     order = list(card.modalities)
     mean = weight.mean(1, keepdim=True)
     columns = [weight[:, order.index(m)][:, None] if m in order else mean for m in modalities]
