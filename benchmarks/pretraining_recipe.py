@@ -42,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no direct distillation": {"distillation": 0.0},
     "templates min-max normalised": {"template_minmax": True, "distillation": 0.0},
     "no contrast": {"contrast": 0.0},
+    "features not held": {"activation": 0.0},
     "contrast on raw features": {"projection": 0, "temperature": 1.0},
     "view A as much as view B": {"from_template": 1.0},
     "no view A": {"from_template": 0.0},

@@ -262,6 +262,21 @@ def test_the_window_may_be_closed_during_a_run(make_napari_viewer, home, qtbot, 
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_python_may_end_during_a_run():
+    code = """
+import time, torch
+from napari_brainmvp.plugin.work import Work
+def run(progress, cancel):
+    while not cancel.cancelled:
+        torch.randn(600, 600) @ torch.randn(600, 600)
+    print("stopped in time")
+Work(run).start()
+time.sleep(0.5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "stopped in time", "")
+
+
 def test_a_users_error_is_a_notification(widget, viewer, qtbot, monkeypatch):
     add(viewer, study_layers(study()))
     widget.segment.device.setCurrentText("mps")

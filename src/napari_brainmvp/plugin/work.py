@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -14,6 +15,10 @@ from napari_brainmvp.errors import BrainMVPError, Cancelled
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 
 __all__ = ["Work"]
+
+_PATIENCE = 10.0
+"""Seconds that quitting waits for work to notice that it is no longer wanted."""
+_running: set[Work] = set()
 
 
 class Work(QObject):
@@ -43,6 +48,7 @@ class Work(QObject):
 
     def start(self) -> None:
         """Start the thread."""
+        _running.add(self)
         self._thread.start()
 
     def cancel(self) -> None:
@@ -61,6 +67,12 @@ class Work(QObject):
 
     def _run(self) -> None:
         _step_back()
+        try:
+            self._work()
+        finally:
+            _running.discard(self)
+
+    def _work(self) -> None:
         try:
             result = self._function(lambda progress: self._emit(self.progressed, progress), self._token)
         except Cancelled:
@@ -82,6 +94,16 @@ class Work(QObject):
             signal.emit(*values)
         except RuntimeError:  # the window was closed in this very moment and Qt has deleted us
             self._abandoned = True
+
+
+@atexit.register
+def _stop() -> None:
+    """End all work before Python ends: a thread that is still inside torch then would abort the whole process."""
+    works = tuple(_running)
+    for work in works:
+        work.abandon()
+    for work in works:
+        work.wait(_PATIENCE)
 
 
 def _step_back() -> None:

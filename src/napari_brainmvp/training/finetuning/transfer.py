@@ -29,8 +29,8 @@ class Transfer:
     Parameters
     ----------
     taken, adapted, new : tuple of str
-        Names of tensors that are the source's, that were made from the source's by averaging, choosing or dealing out channels,
-        and that keep their random start.
+        Names of tensors that are the source's, that were made from the source's by averaging, choosing or dealing out
+        channels, and that keep their random start.
     """
 
     taken: tuple[str, ...]
