@@ -190,11 +190,11 @@ def test_a_finished_job_renews_the_models_and_keeps_its_curves(open_widget, stud
     widget.tabs.setCurrentIndex(0)
     click(qtbot, widget.train.back) if widget.train.back.isVisible() else widget.train.show_form()
     form = widget.train.form
-    assert form.begin.findData("brain-encoder") > 0
-    form.begin.setCurrentIndex(form.begin.findData("quick"))
+    assert form.init.findData("brain-encoder") > 0
+    form.init.setCurrentIndex(form.init.findData("quick"))
     assert form.spec().init == "quick"
     form.recipe.setCurrentIndex(form.recipe.findData("paper"))  # another network: only random weights are left
-    assert (form.begin.count(), form.spec().init) == (1, "")
+    assert (form.init.count(), form.spec().init) == (1, "")
     qtbot.mouseClick(widget.jobs.lines["quick"], Qt.MouseButton.LeftButton, pos=QPoint(60, 10))
     assert widget.tabs.currentWidget() is widget.train_tab
     assert view.isVisible()

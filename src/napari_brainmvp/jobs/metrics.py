@@ -28,6 +28,10 @@ class MetricsTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start with no rows."""
         self.steps: list[int] = []
         self.columns: dict[str, list[float]] = {}
         """Values by column, one for each of :attr:`steps`; nan where a cell is no number."""
@@ -40,7 +44,7 @@ class MetricsTable:
         try:
             about = self.path.stat()
             if about.st_size < self._position or about.st_ino != self._file:
-                self.__init__(self.path)  # type: ignore[misc]
+                self._forget()
                 self._file = about.st_ino
             if about.st_size == self._position:
                 return False

@@ -184,7 +184,8 @@ def _read(entry: ModelEntry) -> dict[str, Tensor]:
                 f"{entry.weights} is not the file its card was written for (SHA-256 differs): import it again."
             )
         with safe_open(entry.weights, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ModelError(f"{entry.weights} is not a safetensors file ({error}): import the model again.") from error
     except OSError as error:

@@ -5,6 +5,7 @@ On a CPU, 3D convolutions run two to ten times faster on channels-last tensors, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,6 +84,9 @@ class _DepthwiseConvolution(torch.autograd.Function):
         return to_input, to_weight, to_bias
 
 
+_convolve: Callable[[Tensor, Tensor, Tensor], Tensor] = _DepthwiseConvolution.apply
+
+
 class DepthwiseConv3d(nn.Conv3d):
     """A depth-wise convolution of odd kernel size that keeps the spatial size, trained fast on a CPU.
 
@@ -101,8 +105,7 @@ class DepthwiseConv3d(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (B, C, X, Y, Z)."""
         if input.device.type == "cpu" and torch.is_grad_enabled():
-            output: Tensor = _DepthwiseConvolution.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
-            return output
+            return _convolve(input, self.weight, self.bias)
         return super().forward(input)
 
 
@@ -123,7 +126,7 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel of each sample of (B, C, X, Y, Z) to mean 0 and variance 1."""
-        normalised = [F.batch_norm(sample, None, None, training=True) for sample in x.split(1)]  # type: ignore[no-untyped-call]
+        normalised = [F.batch_norm(sample, None, None, training=True) for sample in x.split(1)]
         return normalised[0] if len(normalised) == 1 else channels_last(torch.cat(normalised))
 
 
@@ -152,7 +155,7 @@ class SharedBatchNorm(nn.BatchNorm3d):
             return super().forward(input)
         x, world = input.float(), dist.get_world_size()
         local = torch.cat([x.mean((0, 2, 3, 4)), x.square().mean((0, 2, 3, 4))])
-        mean, square = (collective.all_reduce(local) / world).chunk(2)  # type: ignore[no-untyped-call]
+        mean, square = (collective.all_reduce(local) / world).chunk(2)
         variance = (square - mean**2).clamp(min=0)
         with torch.no_grad():
             count = world * x.numel() / x.shape[1]

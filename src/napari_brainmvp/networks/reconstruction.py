@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_brainmvp.networks.layers import InstanceNorm, to_hwd
-from napari_brainmvp.networks.segmentation import ResidualBlock, SegmentationNetwork
+from napari_brainmvp.networks.segmentation import ResidualBlock, SegmentationDecoder
 from napari_brainmvp.networks.templates import ModalityTemplates
-from napari_brainmvp.networks.uniformer import EncoderSpec
+from napari_brainmvp.networks.uniformer import EncoderSpec, UniFormer
 
 __all__ = ["ReconstructionNetwork"]
 
@@ -60,7 +60,7 @@ class _BlockNorms(nn.Module):
         return F.leaky_relu(self.norm2(block.conv2(out), index) + block.norm(block.conv3(x)), 0.01)
 
 
-class ReconstructionNetwork(SegmentationNetwork):
+class ReconstructionNetwork(nn.Module):
     """Reconstruct modalities from a crop of one, of another, or of a mixture.
 
     Parameters
@@ -69,7 +69,8 @@ class ReconstructionNetwork(SegmentationNetwork):
         Those that can be asked for.
     spec : EncoderSpec
     full_resolution_channels : int, optional
-        As in :class:`SegmentationNetwork`, to which all weights but conditions and output transfer by name.
+        As in :class:`~napari_brainmvp.networks.SegmentationNetwork`, to which all weights but conditions and output
+        transfer by name.
     templates : ModalityTemplates, optional
         The distilled templates that come with the weights.
 
@@ -89,7 +90,10 @@ class ReconstructionNetwork(SegmentationNetwork):
         templates: ModalityTemplates | None = None,
     ) -> None:
         count = len(modalities)
-        super().__init__(1, 2 * count, spec, full_resolution_channels, deep_supervision=False)
+        super().__init__()
+        self.full_resolution_channels = full_resolution_channels or spec.channels[0]
+        self.encoder = UniFormer(1, spec)
+        self.decoder = SegmentationDecoder(1, 2 * count, spec, self.full_resolution_channels)
         self.modalities = tuple(modalities)
         half, quarter, eighth, _ = spec.channels
         widths = (eighth, quarter, half, self.full_resolution_channels)
@@ -143,6 +147,6 @@ class ReconstructionNetwork(SegmentationNetwork):
         rows = torch.arange(len(x), device=x.device)
         return torch.stack([every[rows, target] for every in self.decode(self.encode(x), source)], 1)
 
-    def forward(self, x: Tensor, target: Tensor, source: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, target: Tensor, source: Tensor) -> Tensor:
         """Reconstruct."""
         return self.reconstruct(x, target, source)

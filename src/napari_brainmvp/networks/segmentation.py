@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from napari_brainmvp.networks.layers import InstanceNorm, TransposedConv, channels_last, to_hwd
 from napari_brainmvp.networks.uniformer import STRIDE, UNIFORMER_SMALL, EncoderSpec, PatchEmbedding, UniFormer
 
-__all__ = ["ResidualBlock", "SegmentationNetwork", "UpBlock"]
+__all__ = ["ResidualBlock", "SegmentationDecoder", "SegmentationNetwork", "UpBlock"]
 
 
 class _Convolution(nn.Module):
@@ -68,7 +68,7 @@ class OutputConv(nn.Module):
         return out
 
 
-class _Decoder(nn.Module):
+class SegmentationDecoder(nn.Module):
     """From the encoder's features to full resolution, and to logits."""
 
     def __init__(self, in_channels: int, out_channels: int, spec: EncoderSpec, full_channels: int) -> None:
@@ -127,7 +127,7 @@ class SegmentationNetwork(nn.Module):
         self.out_channels = out_channels
         self.full_resolution_channels = full_resolution_channels or spec.channels[0]
         self.encoder = UniFormer(in_channels, spec)
-        self.decoder = _Decoder(in_channels, out_channels, spec, self.full_resolution_channels)
+        self.decoder = SegmentationDecoder(in_channels, out_channels, spec, self.full_resolution_channels)
         heads = [nn.Conv3d(spec.channels[1], out_channels, 1), nn.Conv3d(spec.channels[0], out_channels, 1)]
         self.ms_out = nn.ModuleList(heads if deep_supervision else [])
 

@@ -26,7 +26,7 @@ _LOSSES = {
     "distillation": "templates",
     "contrast": "contrast",
 }
-_NO_LOSS = ("learning_rate", "samples_per_second", "likelihood")
+_NO_LOSS = ("learning_rate", "samples_per_second", "likelihood", "activation")
 _CAPTIONS = {
     "pretrain": ("original", "masked", "reconstructed", "template", "error"),
     "finetune": ("scan", "truth", "prediction"),

@@ -62,7 +62,7 @@ class PretrainForm(QWidget):
         self.matrix = ModalityMatrix()
         self.problems = QCollapsible("Problems")
         self.problem_list = quiet("")
-        self.recipe, self.size, self.device, self.begin = QComboBox(), QComboBox(), QComboBox(), QComboBox()
+        self.recipe, self.size, self.device, self.init = QComboBox(), QComboBox(), QComboBox(), QComboBox()
         self.steps, self.crop, self.batch, self.seed = QSpinBox(), QSpinBox(), QSpinBox(), QSpinBox()
         self.name = QLineEdit()
         self.cost = quiet("")
@@ -91,7 +91,7 @@ class PretrainForm(QWidget):
         for title, count in _SIZES.items():
             self.size.addItem(f"{title} ({count:,} steps)".replace(",", "\u2009"), count)
         self.size.addItem("As in the options", 0)
-        for box in (self.recipe, self.size, self.begin):
+        for box in (self.recipe, self.size, self.init):
             box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             box.setMinimumContentsLength(12)
         self.size.setCurrentIndex(1)
@@ -105,7 +105,7 @@ class PretrainForm(QWidget):
         self.device.setToolTip("auto takes a GPU where there is one. Jobs for the same device wait for each other.")
         self.seed.setMaximum(2**31 - 1)
         self.seed.setToolTip("The same seed gives the same run on the same machine.")
-        self.begin.setToolTip("Go on from a pre-trained model: those are listed that the recipe and modalities fit.")
+        self.init.setToolTip("Go on from a pre-trained model: those are listed that the recipe and modalities fit.")
         self.name.setPlaceholderText(free_name("encoder"))
         self.name.setToolTip("Name of the model, and of the job that makes it.")
         buttons = QHBoxLayout()
@@ -118,7 +118,7 @@ class PretrainForm(QWidget):
         form.addRow("Model name", self.name)
         inside = QWidget()
         more = QFormLayout(inside)
-        more.addRow("Start from", self.begin)
+        more.addRow("Start from", self.init)
         more.addRow("Steps", self.steps)
         more.addRow("Crop", self.crop)
         more.addRow("Studies a step", self.batch)
@@ -211,13 +211,13 @@ class PretrainForm(QWidget):
 
     def show_models(self) -> None:
         """List the models that the run could go on from."""
-        spec, chosen = self.spec(), self.begin.currentData()
+        spec, chosen = self.spec(), self.init.currentData()
         names = [entry.card.name for entry in list_models() if fits(entry.card, spec)]
-        self.begin.clear()
-        self.begin.addItem("Random weights", "")
+        self.init.clear()
+        self.init.addItem("Random weights", "")
         for name in names:
-            self.begin.addItem(name, name)
-        self.begin.setCurrentIndex(max(0, self.begin.findData(chosen)))
+            self.init.addItem(name, name)
+        self.init.setCurrentIndex(max(0, self.init.findData(chosen)))
 
     def spec(self) -> PretrainingSpec:
         """Return the run as it is set in the form."""
@@ -228,7 +228,7 @@ class PretrainForm(QWidget):
             "batch": self.batch.value(),
             "seed": self.seed.value(),
             "accelerator": self.device.currentText(),
-            "init": self.begin.currentData() or "",
+            "init": self.init.currentData() or "",
             "validate_every": max(20, min(200, self.steps.value() // 10)),
         }
         known = {key for _, keys in self.found.studies for key in keys} if self.found else set()

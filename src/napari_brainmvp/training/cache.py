@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def cache_studies(
             if labels and files.labels is None:
                 raise StudyError(f"{files.name} has no labels: add a file named like *_seg.nii.gz.")
             key = _content_key(files, spec, labels)
-            good.append(_entry(folder, key, lambda f=files: _read(f, labels), spec, labels))  # type: ignore[misc]
+            good.append(_entry(folder, key, partial(_read, files, labels), spec, labels))
         except _CacheError:
             raise
         except BrainMVPError as error:
@@ -164,7 +164,7 @@ def cache_synthetic(
         modalities = _EIGHT[:4] if labels else tuple(_EIGHT[k] for k in kept)
         synthesis = SynthesisSpec(modalities, head=0.12)
         key = _hash("synthetic", str(seed), repr(synthesis), spec.model_dump_json(), *["labels"] * labels)
-        made.append(_entry(folder, key, lambda s=seed, y=synthesis: make_study(s, y), spec, labels))  # type: ignore[misc]
+        made.append(_entry(folder, key, partial(make_study, seed, synthesis), spec, labels))
         progress(Progress("Making studies", index + 1, len(seeds)))
     return made
 

@@ -179,7 +179,7 @@ def _step(network: nn.Module, optimiser: torch.optim.Optimizer, batch: tuple[Ten
         logits = network(images)
     loss = dice_cross_entropy(logits, labels)
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimiser.step()
     return float(loss.detach())

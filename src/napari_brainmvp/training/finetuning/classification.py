@@ -23,7 +23,7 @@ from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.finetuning.data import choose_modalities
 from napari_brainmvp.training.finetuning.model import freeze_batch_norm, make_templates, parameter_groups
-from napari_brainmvp.training.finetuning.run import Run
+from napari_brainmvp.training.finetuning.run import Run, Trainable
 from napari_brainmvp.training.finetuning.spec import SCRATCH, FinetuneSpec
 from napari_brainmvp.training.finetuning.studies import (
     ClassifiedStudies,
@@ -61,7 +61,7 @@ def train_classifier(
     return _Classification(spec, run, source, subjects, progress, cancel).train()
 
 
-class ClassificationModel(nn.Module):
+class ClassificationModel(Trainable):
     """A classification network in training."""
 
     def __init__(self, network: ClassificationNetwork, spec: FinetuneSpec) -> None:
@@ -298,7 +298,7 @@ class _Classification:
                         Metric(data=data, name=name, value=round(value, 4), n=scores.n, script="brainmvp finetune")
                     )
                     intervals[name] = [round(edge, 4) for edge in getattr(scores, f"{name}_ci")]
-        last = network.head if isinstance(network.head, nn.Linear) else network.head[-1]  # type: ignore[index]
+        last = [*network.head.modules()][-1]
         if not isinstance(last, nn.Linear):
             raise BrainMVPError("The head does not end in a linear layer.")
         with torch.no_grad():

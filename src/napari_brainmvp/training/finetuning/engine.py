@@ -252,6 +252,6 @@ class _Segmentation:
         state = model.network.state_dict()
         plain.load_state_dict({key: value.cpu() for key, value in state.items() if not key.startswith("ms_out.")})
         with torch.no_grad():
-            for parameter in plain.decoder.out.parameters():  # type: ignore[union-attr]
-                parameter /= facts["temperature"]
+            for parameter in plain.get_submodule("decoder.out").parameters():
+                parameter.div_(facts["temperature"])
         return save_model(self.run / "model", card, plain, model.templates.cpu())

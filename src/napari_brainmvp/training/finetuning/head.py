@@ -76,9 +76,9 @@ def _fit(features: Tensor, target: Tensor, activation: str) -> tuple[Tensor, Ten
             else:
                 loss = F.binary_cross_entropy_with_logits(logits, target)
             loss = loss + 1e-4 * weight.square().sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        optimiser.step(closure)
     plain = weight.detach() / scale
     return plain, bias.detach() - plain @ mean

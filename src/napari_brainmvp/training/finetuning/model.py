@@ -14,6 +14,7 @@ from napari_brainmvp.networks import ModalityTemplates, SegmentationNetwork, cha
 from napari_brainmvp.training.cache import CachedStudy
 from napari_brainmvp.training.finetuning.data import Batch
 from napari_brainmvp.training.finetuning.objective import Activation, consistency, deep_loss, truth
+from napari_brainmvp.training.finetuning.run import Trainable
 from napari_brainmvp.training.finetuning.spec import SCRATCH, FinetuneSpec
 from napari_brainmvp.training.labels import LabelDescription
 
@@ -60,7 +61,7 @@ def make_templates(
     return templates
 
 
-class SegmentationModel(nn.Module):
+class SegmentationModel(Trainable):
     """A segmentation network in training.
 
     Parameters

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -27,14 +28,12 @@ _BEST = "best.pt"
 logger = logging.getLogger(__name__)
 
 
-class Trainable(Protocol):
-    """A model that computes its own losses."""
+class Trainable(nn.Module, ABC):
+    """A model that computes its own losses from a batch; what is minimised is called ``loss``."""
 
+    @abstractmethod
     def set_mode(self, done: float) -> None:
         """Switch to training mode after this share of the run."""
-
-    def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the losses of a batch; what is minimised is called ``loss``."""
 
 
 Validate = Callable[[Any, "Path | None"], dict[str, float]]
@@ -50,8 +49,7 @@ class Run:
     spec : FinetuneSpec
     folder : Path
         For checkpoints, ``metrics.csv``, ``validation.csv`` and ``pictures``.
-    model : Module
-        A :class:`Trainable`.
+    model : Trainable
     groups : list of dict
         Parameters and their learning rates, as optimisers take them.
     steps : int
@@ -63,7 +61,7 @@ class Run:
         fabric: Fabric,
         spec: FinetuneSpec,
         folder: Path,
-        model: nn.Module,
+        model: Trainable,
         groups: list[dict[str, Any]],
         steps: int,
         validate: Validate,
@@ -139,7 +137,7 @@ class Run:
         factor = schedule(step, self.steps, self.spec.warm_up)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        self.model.set_mode(step / self.steps)  # type: ignore[operator]
+        self.model.set_mode(step / self.steps)
         losses = self.wrapped({key: value.to(self.fabric.device, non_blocking=True) for key, value in batch.items()})
         self.fabric.backward(losses["loss"])
         self.fabric.clip_gradients(self.wrapped, self.optimiser, max_norm=self.spec.clip, error_if_nonfinite=False)

@@ -262,7 +262,6 @@ class _Run:
         spec, folder = self.spec, self.run / "model"
         network: nn.Module = self.average.network
         plain = isinstance(network, PretrainingNetwork)
-        encoder = network.encoder.uniformer.spec if plain else network.encoder.spec  # type: ignore[union-attr]
         card = ModelCard(
             name="pretrained",
             title="Pre-trained encoder",
@@ -274,7 +273,7 @@ class _Run:
                 full_resolution_channels=None if plain else network.full_resolution_channels,
                 deep_supervision=False,
                 decoder=spec.decoder,
-                **encoder.model_dump(),  # type: ignore[union-attr, operator]
+                **self.average.encoder_spec.model_dump(),
             ),
             modalities=spec.modalities,
             preparation=spec.preparation,

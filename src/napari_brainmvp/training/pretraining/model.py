@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from napari_brainmvp.networks import (
     UNIFORMER_COMPACT,
     UNIFORMER_SMALL,
+    EncoderSpec,
     ModalityTemplates,
     PretrainingNetwork,
     ReconstructionNetwork,
@@ -94,11 +95,16 @@ class PretrainingModel(nn.Module):
         super().__init__()
         self.spec = spec
         self.network = build_network(spec)
-        deepest = self.network.encoder.uniformer.spec if isinstance(self.network, PretrainingNetwork) else None
-        width = (deepest or cast(ReconstructionNetwork, self.network).encoder.spec).channels[-1]
+        width = self.encoder_spec.channels[-1]
         self.projection: nn.Module | None = None
         if spec.contrast and spec.projection:
             self.projection = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, spec.projection))
+
+    @property
+    def encoder_spec(self) -> EncoderSpec:
+        """Sizes of the encoder."""
+        network = self.network
+        return network.encoder.uniformer.spec if isinstance(network, PretrainingNetwork) else network.encoder.spec
 
     @property
     def templates(self) -> ModalityTemplates:
