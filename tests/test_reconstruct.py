@@ -72,8 +72,12 @@ class Echo(torch.nn.Module):
 class Doubtful(ReconstructionNetwork):
     """Says what it is shown, and is surer of bright voxels: variance 1 / (0.1 + x)."""
 
-    def reconstruct(self, x, target, source):
-        return torch.cat([x, -torch.log(0.1 + x.clamp(min=0))], 1)
+    def encode(self, x):
+        return [x]
+
+    def decode(self, features, source):
+        every = features[0].repeat(1, len(self.modalities), 1, 1, 1)
+        return every, -torch.log(0.1 + every.clamp(min=0))
 
 
 # Formulas
@@ -227,18 +231,19 @@ def test_no_seam_shows_where_windows_meet(model):
     assert max(at[x] for x in faces) < 1.5 * max(at[x] for x in like)
 
 
-def test_several_sources_are_weighted_by_their_predicted_variance(model):
+def test_several_sources_are_weighted_by_variance_and_by_how_well_they_predict_each_other(model):
     made = study()
     network = Doubtful(model.card.modalities, SMALL, 8)
     result = reconstruct(made, replace(model, network=network, templates=None), "flair", ("t1", "t2"), FLOAT)
     prepared = prepare(made, ("flair", "t1", "t2"), model.card.preparation)
     _, t1, t2 = prepared.images
-    w1, w2 = 0.1 + t1, 0.1 + t2
+    trust1, trust2 = (1 / (1 + (t1 - t2) ** 2 * (0.1 + t)) for t in (t1, t2))
+    w1, w2 = (0.1 + t1) * trust1, (0.1 + t2) * trust2
     expected = prepared.scales[0].invert((w1 * t1 + w2 * t2) / (w1 + w2))
     inside = prepared.foreground
     restored = prepared.restore_labels(inside)
     np.testing.assert_allclose(np.sort(result.scan.data[restored]), np.sort(expected[inside].numpy()), rtol=1e-3)
-    deviation = torch.sqrt(2 / (w1 + w2))[inside]
+    deviation = torch.sqrt((trust1 + trust2) / (w1 + w2))[inside]
     np.testing.assert_allclose(np.sort(result.deviation[restored]), np.sort(deviation.numpy()), rtol=1e-3)
     assert [s.name for s in result.similarity] == ["combined", "t1", "t2"]
     error = (result.scan.data - made.scans["flair"].data)[restored]

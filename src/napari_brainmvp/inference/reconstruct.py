@@ -1,8 +1,9 @@
 """Reconstruct one modality from others: hide it, predict it, put it on the scan's own grid, compare.
 
 The network sees one scan at a time, as in pre-training: the target with blocks replaced by a template or by another
-modality, or another modality alone. Predictions from several sources, masks and windows are averaged with the inverse
-of their predicted variance as weights; the masks belong to the volume, so where windows lie does not matter.
+modality, or another modality alone. Predictions from several sources, masks and windows are averaged, each voxel with
+the inverse of the variance to be expected there as its weight. A source that fails to predict the other given scans at
+a voxel is trusted less about the target there. The masks belong to the volume, so where windows lie does not matter.
 """
 
 from __future__ import annotations
@@ -128,12 +129,14 @@ def reconstruct(
     fills = _fills(prepared, chosen, loaded, key)
     sums = torch.zeros(len(fills), 3, *prepared.grid.shape)
     for number, (part, source, fill) in enumerate(zip(sums, fills, fills.values(), strict=True)):
-        predictor = _Predictor(loaded, key, source)
+        predictor = _Predictor(loaded, key, source, [k for k in fills if k not in (source, TEMPLATE)])
+        given = [fills[k] for k in predictor.others]
         for place, mask in enumerate(masks):
             shown = torch.where(mask, fill, prepared.images[0])
             counted = mask if options.mode == "whole" and mask.any() else torch.ones_like(mask)
             report = _part_of(progress, number * len(masks) + place, len(fills) * len(masks))
-            part += window(predictor, torch.stack([shown, counted]), prepared.foreground, _unchanged, report, cancel)
+            seen = torch.stack([shown, counted, *given])
+            part += window(predictor, seen, prepared.foreground, _unchanged, report, cancel)
     progress(Progress("Comparing"))
     if cancel is not None:
         cancel.raise_if_cancelled()
@@ -252,24 +255,32 @@ def _unchanged(sums: Tensor) -> Tensor:
 
 
 class _Predictor(nn.Module):
-    """Maps a shown crop and where it counts, (B, 2, x, y, z), to sums for a weighted mean, (B, 3, x, y, z).
+    """Maps a shown crop, where it counts, and other given scans, (B, 2 + N, x, y, z), to sums for a weighted mean.
 
-    The sums are weight times prediction, weight, and what counts; the weight is the inverse of the predicted variance.
+    The sums, (B, 3, x, y, z), are weight times prediction, weight, and weight times predicted variance. With the
+    predicted variance s^2 of the target, and z_k the error in predicting the k-th other given scan in its predicted
+    standard deviations, the weight is 1 / (s^2 (1 + min_k z_k^2)): what one scan shows of a lesion, a vessel or an
+    artefact and another does not is seen in the errors of all that is predicted from it.
     """
 
-    def __init__(self, model: LoadedModel, key: str, source: str) -> None:
+    def __init__(self, model: LoadedModel, key: str, source: str, others: Sequence[str]) -> None:
         super().__init__()
         self.network = model.network
         order = (*model.card.modalities, TEMPLATE)
         self.target, self.source = order.index(key), order.index(source)
+        self.others = tuple(others)
+        self.rows = [order.index(k) for k in others]
 
     def forward(self, x: Tensor) -> Tensor:
-        shown, counted = x[:, :1], x[:, 1:]
-        if isinstance(self.network, ReconstructionNetwork):
-            target, source = (torch.full((len(x),), k, device=x.device) for k in (self.target, self.source))
-            mean, log_variance = self.network.reconstruct(shown, target, source).float().chunk(2, 1)
-            weight = counted * torch.exp(-log_variance.clamp(-10, 5))
-        else:
+        shown, counted, given = x[:, :1], x[:, 1:2], x[:, 2:]
+        if not isinstance(self.network, ReconstructionNetwork):
             network = cast(PretrainingNetwork | UNet3DPretrainingNetwork, self.network)
-            mean, weight = network.reconstruct(shown).float(), counted
-        return torch.cat([weight * mean, weight, counted], 1)
+            return torch.cat([counted * network.reconstruct(shown).float(), counted, counted], 1)
+        source = torch.full((len(x),), self.source, device=x.device)
+        means, log_variances = self.network.decode(self.network.encode(shown), source)
+        wanted = [self.target, *self.rows]
+        means, variances = means[:, wanted].float(), log_variances[:, wanted].float().clamp(-10, 5).exp()
+        weight = counted / variances[:, :1]
+        if self.rows:
+            weight = weight / (1 + ((means[:, 1:] - given) ** 2 / variances[:, 1:]).amin(1, keepdim=True))
+        return torch.cat([weight * means[:, :1], weight, weight * variances[:, :1]], 1)

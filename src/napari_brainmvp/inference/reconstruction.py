@@ -110,7 +110,7 @@ class Comparison:
     study, model, key, prepared
         What was reconstructed; the target is the first of the prepared images.
     sums : Tensor of shape (S, 3, X, Y, Z)
-        Per source: weight times prediction, weight, and how often it counted.
+        Per source: weight times prediction, weight, and weight times predicted variance.
     judged : Tensor of shape (X, Y, Z), bool
         Where the prediction is compared with the truth.
     sources : tuple of str
