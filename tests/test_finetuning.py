@@ -348,6 +348,12 @@ def test_a_one_channel_encoder_gives_the_same_features_for_the_same_image_in_all
     assert len(blocks) == 16
     for key in blocks:
         torch.testing.assert_close(mine[key], state[key])
+    fresh = build_network(tiny_card())
+    before = {key: value.clone() for key, value in fresh.state_dict().items()}
+    done = transfer(fresh, source, ("t1", "t1c", "t2", "flair"), encoder_only=True)
+    assert {key for key in before if key.startswith("decoder.")} == set(done.new)
+    for key, value in fresh.state_dict().items():
+        torch.testing.assert_close(value, before[key] if key in done.new else mine[key])
 
 
 def test_the_published_pretraining_network_gives_encoder_and_transposed_convolutions(tmp_path):

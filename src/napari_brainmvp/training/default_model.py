@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder in which the model's folder is made")
     parser.add_argument("--studies", type=int, default=600)
     parser.add_argument("--init", help="pre-trained model to start from; default random weights")
+    parser.add_argument("--encoder-only", action="store_true", help="start only the encoder from the pre-trained model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for name, field in SegmentationRecipe.model_fields.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(field.default), default=field.default)
@@ -116,7 +117,8 @@ def main() -> None:
     pool = Pool(arguments["pool"], seeds)
     untrained = build()
     if arguments["init"]:
-        transfer(untrained, load_model(find_model(arguments["init"]), "pretraining"), MODALITIES)
+        source = load_model(find_model(arguments["init"]), "pretraining")
+        transfer(untrained, source, MODALITIES, encoder_only=arguments["encoder_only"])
     network = train(
         untrained,
         distil_templates(pool),
@@ -128,7 +130,7 @@ def main() -> None:
     )
     training = {
         "data": f"{len(pool)} synthetic studies (this package's synthesis room) made from the MNI152 tissue maps",
-        "init": arguments["init"] or "random weights",
+        "init": (arguments["init"] or "random weights") + ", encoder only" * arguments["encoder_only"],
         "recipe": recipe.model_dump(),
         "script": "python -m napari_brainmvp.training.default_model",
         "device": arguments["device"],

@@ -81,7 +81,12 @@ def network_spec(source: LoadedModel | None, size: str, in_channels: int, out_ch
 
 @torch.no_grad()
 def transfer(
-    network: nn.Module, source: LoadedModel, modalities: Sequence[str], channels: Sequence[str] = ()
+    network: nn.Module,
+    source: LoadedModel,
+    modalities: Sequence[str],
+    channels: Sequence[str] = (),
+    *,
+    encoder_only: bool = False,
 ) -> Transfer:
     """Copy weights by name, in place.
 
@@ -100,8 +105,13 @@ def transfer(
         Input channels of ``network``.
     channels : sequence of str
         Names of its output channels.
+    encoder_only : bool
+        Leave the decoder at its random start. With few labelled cases a pre-trained decoder helps; with many it is
+        slower to change than a random one.
     """
     given = _names_of_segmentation(source.network.state_dict())
+    if encoder_only:
+        given = {key: value for key, value in given.items() if key.startswith("encoder.")}
     state = network.state_dict()
     taken: list[str] = []
     adapted: list[str] = []
