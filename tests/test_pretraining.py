@@ -149,6 +149,20 @@ def test_templates_are_distilled_inside_the_head_and_only_those_that_are_there()
     assert float(found.detach()) == pytest.approx(float(inside), rel=1e-5)
 
 
+def test_a_template_is_normalised_by_its_own_extremes():
+    spec = PretrainingSpec(modalities=("t1", "t2", "flair"), crop=16, batch=2, distillation=0, template_minmax=True)
+    model = PretrainingModel(spec)
+    batch = batch_of_two(spec) | {"target": torch.tensor([1, 0])}
+    with torch.no_grad():
+        model.templates.volumes.copy_(torch.randn(3, 36, 44, 38) * torch.tensor([1.0, 5.0, 0.1])[:, None, None, None])
+        shown = model.views(batch, 0.0).template
+        plain = model.templates.crop(batch["target"][:, None], batch["start"], batch["stop"], 16)
+    for row, target in enumerate((1, 0)):
+        volume = model.templates.volumes[target].detach()
+        expected = (plain[row] - volume.min()) / (volume.max() - volume.min())
+        torch.testing.assert_close(shown[row], expected)
+
+
 @pytest.mark.parametrize("all_targets", [True, False])
 def test_one_target_or_all_of_a_study_train_their_outputs(all_targets):
     spec = PretrainingSpec(modalities=("t1", "t2", "flair"), crop=16, batch=2, all_targets=all_targets)

@@ -36,7 +36,7 @@ FULL_RESOLUTION_CHANNELS = 16
 class Views(NamedTuple):
     """Two masked views of each crop.
 
-    ``scans`` (B, M, n, n, n), float32: of all modalities. ``image``, ``template`` (B, 1, n, n, n): what is to be
+    ``scans`` (B, M, n, n, n), float16: of all modalities. ``image``, ``template`` (B, 1, n, n, n): what is to be
     learned, and the distilled idea of it. ``templates`` (B, M, n, n, n): those of all modalities where they are
     distilled directly. ``head`` (B, 1, n, n, n), bool: where any modality is not 0. ``shown``, ``masks`` (2 B, 1, n, n,
     n): first all views A, then all views B, and True where they hide the image. ``source`` (2 B,): the modality shown
@@ -126,10 +126,10 @@ class PretrainingModel(nn.Module):
         rank, world : int
             Which samples of the global batch these are.
         """
-        spec, scans, target = self.spec, batch["scans"].float(), batch["target"]
+        spec, scans, target = self.spec, batch["scans"], batch["target"]
         count, device = len(scans), scans.device
         rows = torch.arange(count, device=device)
-        image, second = scans[rows, target][:, None], scans[rows, batch["other"]][:, None]
+        image, second = (scans[rows, batch[key]][:, None].float() for key in ("target", "other"))
         total = count * world
         generator = torch.Generator().manual_seed(hash((spec.seed, int(batch["number"]))) % 2**63)
         low, high = spec.mask_rate
@@ -147,15 +147,15 @@ class PretrainingModel(nn.Module):
         templates = self.templates.crop(wanted, batch["start"], batch["stop"], spec.crop)
         template = templates[rows, target][:, None] if spec.distillation else templates
         if spec.template_minmax:
-            flat = self.templates.volumes[target].flatten(1)
-            least, most = (edge[:, None, None, None, None] for edge in (flat.amin(1), flat.amax(1)))
+            edges = torch.stack([torch.stack(torch.aminmax(volume)) for volume in self.templates.volumes])
+            least, most = edges[target].T[..., None, None, None, None]
             template = (template - least) / (most - least).clamp(min=1e-9)
         instead = torch.cat([template, torch.where(other[:, None, None, None, None], second, template)])
         from_template = torch.full_like(target, len(spec.modalities))
         return Views(
             scans=scans,
             image=image,
-            head=(scans != 0).any(1, keepdim=True),
+            head=scans.abs().amax(1, keepdim=True) > 0,  # six times as fast as any() of a comparison
             template=template,
             templates=templates,
             shown=torch.where(masks, instead, torch.cat([image, image])),
