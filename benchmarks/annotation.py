@@ -223,7 +223,7 @@ def loop(cases: list[tuple[StudyFeatures, np.ndarray]], order: Callable[..., lis
                 predictor.probe = probe.probe
                 scores.append(dice(predictor.predict_volume().labels, truth)["WT"])
         curve.append(float(np.mean(scores)))
-        done.append(order(done, pool, summaries))  # type: ignore[arg-type]
+        done.append(order(done, pool, summaries))
     return curve
 
 

@@ -72,7 +72,7 @@ def synthetic(folder: Path, seeds: range, lesions: Sequence[str]) -> list[Path]:
         if not place.is_dir():
             partial = place.with_name(f".{place.name}")
             shutil.rmtree(partial, ignore_errors=True)
-            write_study(partial, make_study(seed, SynthesisSpec(lesion=lesion)))  # type: ignore[arg-type]
+            write_study(partial, make_study(seed, SynthesisSpec(lesion=lesion)))
             partial.rename(place)
         made.append(place)
     return made
@@ -109,7 +109,7 @@ def arms(arguments: argparse.Namespace) -> Iterator[Arm]:
 def spec_for(arm: Arm, train: Sequence[Path], arguments: argparse.Namespace) -> FinetuneSpec:
     """Make the same recipe for every arm but for its start and its mixing."""
     return FinetuneSpec(
-        task=arm.task,  # type: ignore[arg-type]
+        task=arm.task,
         data=tuple(DataSource(path=str(path)) for path in train),
         init=arm.init,
         labels=(LABEL_PRESETS["brats"] if arguments.real_gliomas else REGIONS) if arm.task == "segmentation" else None,
@@ -139,7 +139,7 @@ def run(arm: Arm, arguments: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     started = time.perf_counter()
     spec = spec_for(arm, train, arguments)
-    model = load_model(find_model(finetune(spec, folder, cache=arguments.work / "prepared")), arm.task)  # type: ignore[arg-type]
+    model = load_model(find_model(finetune(spec, folder, cache=arguments.work / "prepared")), arm.task)
     seconds = time.perf_counter() - started
     if arm.task == "segmentation":
         assert spec.labels is not None

@@ -163,6 +163,15 @@ def test_a_template_is_normalised_by_its_own_extremes():
         torch.testing.assert_close(shown[row], expected)
 
 
+def test_the_head_is_where_any_modality_is_not_0_be_it_negative():
+    spec = PretrainingSpec(modalities=("t1", "t2", "flair"), crop=16, batch=2)
+    batch = batch_of_two(spec)
+    batch["scans"] = batch["scans"] * torch.tensor([0.0, -1.0, 0.0])[:, None, None, None]
+    head = PretrainingModel(spec).views(batch, 0.0).head
+    assert head[..., :8].all()
+    assert not head[..., 8:].any()
+
+
 @pytest.mark.parametrize("all_targets", [True, False])
 def test_one_target_or_all_of_a_study_train_their_outputs(all_targets):
     spec = PretrainingSpec(modalities=("t1", "t2", "flair"), crop=16, batch=2, all_targets=all_targets)
@@ -362,9 +371,11 @@ def test_overfitting_a_few_studies_reconstructs_them_and_distils_the_mean(studie
 def test_a_killed_run_resumes_to_the_same_curve(studies, tmp_path, home):
     options = [f"--set={k}={v}" for k, v in SMALL.items()] + ["--max-steps=8", "--data", str(studies)]
     cache = ["--cache", str(tmp_path / "cache")]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # several may add up in another order once in a while
 
     def start(run, *more):
-        return subprocess.Popen([*COMMAND, "pretrain", "--out", str(run), *cache, *more], stderr=subprocess.PIPE)
+        command = [*COMMAND, "pretrain", "--out", str(run), *cache, *more]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, env=one_thread)
 
     whole = start(tmp_path / "whole", *options)
     assert whole.wait(240) == 0, whole.stderr.read().decode()
@@ -383,8 +394,8 @@ def test_a_killed_run_resumes_to_the_same_curve(studies, tmp_path, home):
     assert resumed.wait(240) == 0, resumed.stderr.read().decode()
     one, two = rows(tmp_path / "whole" / "metrics.csv"), rows(killed / "metrics.csv")
     assert [r["step"] for r in two] == [str(k) for k in range(1, 9)]
-    for a, b in zip(one, two, strict=True):  # on a busy machine threads may add up in another order
-        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-3)
+    for a, b in zip(one, two, strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)
     assert find_model("killed").card.task == "pretraining"
 
 

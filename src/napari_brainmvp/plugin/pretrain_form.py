@@ -244,7 +244,8 @@ class PretrainForm(QWidget):
             return
         cost = estimate(self.spec(), self.found.count)
         free = psutil.virtual_memory().available / 1e9
-        said = f"About {say_seconds(cost.seconds)} on the {cost.cores} cores of this machine"
+        cores = "one core" if cost.cores == 1 else f"{cost.cores} cores"
+        said = f"About {say_seconds(cost.seconds)} on the {cores} of this machine"
         memory = f"and {cost.gigabytes:.1f} of the {free:.0f} GB of memory that are free"
         note = {"cpu": "", "auto": " A GPU is faster."}.get(self.device.currentText(), " A GPU was not measured.")
         self.cost.setText(f"{said}, {memory}: an estimate, the job will know better.{note}")

@@ -107,6 +107,8 @@ def main() -> None:
     for name, field in SegmentationRecipe.model_fields.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(field.default), default=field.default)
     arguments = vars(parser.parse_args())
+    if arguments["encoder_only"] and not arguments["init"]:
+        parser.error("--encoder-only needs --init")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe = SegmentationRecipe(**{name: arguments[name] for name in SegmentationRecipe.model_fields})
     torch.manual_seed(recipe.seed)

@@ -155,7 +155,7 @@ class PretrainingModel(nn.Module):
         return Views(
             scans=scans,
             image=image,
-            head=scans.abs().amax(1, keepdim=True) > 0,  # six times as fast as any() of a comparison
+            head=scans.abs().amax(1, keepdim=True) > 0,  # far faster on a CPU than any() of a comparison
             template=template,
             templates=templates,
             shown=torch.where(masks, instead, torch.cat([image, image])),
