@@ -1,4 +1,4 @@
-"""The instant probe against a random forest: Dice, times, and which study to annotate next.
+"""The instant probe against a random forest: Dice and times.
 
     python benchmarks/annotation.py --real-gliomas DIR --out annotation.json
 
@@ -27,7 +27,6 @@ from sklearn.ensemble import RandomForestClassifier
 from napari_brainmvp.annotation.features import StudyFeatures, compute_features
 from napari_brainmvp.annotation.prediction import StudyPredictor, labelled_voxels
 from napari_brainmvp.annotation.probe import ProbeSpec
-from napari_brainmvp.annotation.ranking import StudySummary, rank_studies, sample_voxels, summarise
 from napari_brainmvp.io import find_studies, read_study
 from napari_brainmvp.models import find_model, load_model
 from napari_brainmvp.study import Study
@@ -200,50 +199,6 @@ def timings(features: StudyFeatures, truth: np.ndarray, repeats: int = 10) -> di
     return best
 
 
-def loop(cases: list[tuple[StudyFeatures, np.ndarray]], order: Callable[..., list[int]], rounds: int) -> list[float]:
-    """Annotate one study a round, in an order; mean whole-tumour Dice over all others after each round."""
-    done: list[int] = [0]
-    curve = []
-    rng = np.random.default_rng(0)
-    marked = [labelled_voxels(f, scattered(t, rng)) for f, t in cases]
-    for _ in range(rounds):
-        pool = [k for k in range(len(cases)) if k not in done]
-        summaries: list[StudySummary] = []
-        scores = []
-        probe = StudyPredictor(cases[done[0]][0], BACKGROUND)
-        names = cases[done[0]][0].names
-        probe.probe.fit(
-            torch.cat([marked[k].columns(names) for k in done]), np.concatenate([marked[k].labels for k in done])
-        )
-        for k in range(len(cases)):
-            features, truth = cases[k]
-            summaries.append(summarise(str(k), sample_voxels(features).values, probe.probe))
-            if k not in done:
-                predictor = StudyPredictor(features, BACKGROUND)
-                predictor.probe = probe.probe
-                scores.append(dice(predictor.predict_volume().labels, truth)["WT"])
-        curve.append(float(np.mean(scores)))
-        done.append(order(done, pool, summaries))
-    return curve
-
-
-def ranking(cases: list[tuple[StudyFeatures, np.ndarray]], seeds: int) -> dict[str, list[float]]:
-    """Run the simulated loop with our ranking, and with random orders."""
-    rounds = len(cases) - 2
-
-    def ours(done: list[int], pool: list[int], summaries: list[StudySummary]) -> int:
-        ranked = rank_studies([summaries[k] for k in pool], [summaries[k] for k in done])
-        return int(ranked[0].name)
-
-    curves = {"ranked": loop(cases, ours, rounds)}
-    random = []
-    for seed in range(seeds):
-        rng = np.random.default_rng(seed)
-        random.append(loop(cases, lambda done, pool, summaries, rng=rng: int(rng.choice(pool)), rounds))
-    curves["random, mean"] = np.mean(random, 0).tolist()
-    return curves
-
-
 def across(cases: dict[str, tuple[StudyFeatures, np.ndarray]], teachers: list[str], seed: int) -> dict[str, object]:
     """Dice of a probe of some studies on all others."""
     rng = np.random.default_rng(seed)
@@ -263,7 +218,7 @@ def main() -> None:
     parser.add_argument("--real-gliomas", type=Path)
     parser.add_argument("--synthetic", type=int, default=4, help="number of studies without --real-gliomas")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--parts", default="slices,strokes,times,ranking")
+    parser.add_argument("--parts", default="slices,strokes,times")
     parser.add_argument("--teachers", nargs="+", default=[], help="names of studies, for --parts across")
     parser.add_argument("--without-forest", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
@@ -299,14 +254,12 @@ def main() -> None:
             if "strokes" in parts:
                 row["strokes, forest"] = protocol_strokes(truth, forest)
         rows[study.name] = row
-        if {"ranking", "across"} & set(parts):
+        if "across" in parts:
             cases[study.name] = (features, truth)
         print(study.name, json.dumps(row), flush=True)
     table["studies"], table["means"] = rows, means(list(rows.values()))
     if "across" in parts:
         table["across"] = across(cases, arguments.teachers, arguments.seed)
-    if "ranking" in parts and len(cases) > 3:
-        table["ranking"] = ranking(list(cases.values()), 5)
     text = json.dumps(table, indent=2)
     print(text)
     if arguments.out:

@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, nargs="+", default=[0, 3, 4])
     parser.add_argument("--preset", default="hour")
     parser.add_argument("--max-steps", type=int, default=0, help="0 for the preset's")
+    parser.add_argument("--start-share", type=float, help="of the default model's weights; default the preset's")
     parser.add_argument("--work", type=Path, required=True, help="folder for prepared studies and runs")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -52,8 +53,9 @@ def main() -> None:
     table: dict[str, Scores] = {"default": {}, "fine-tuned": {}}
     for number, (train, test) in enumerate((parts, parts[::-1])):
         data = [{"path": str(files.scans["t1"].parent)} for files in train]
-        steps = {"max_steps": arguments.max_steps} if arguments.max_steps else {}
-        spec = read_spec(arguments.preset, {"data": data, "labels": BRATS, **steps})
+        changes = {"max_steps": arguments.max_steps} if arguments.max_steps else {}
+        changes |= {"start_share": arguments.start_share} if arguments.start_share is not None else {}
+        spec = read_spec(arguments.preset, {"data": data, "labels": BRATS, **changes})
         run = arguments.work / f"run-{number}"
         made = finetune(spec, run, resume=run.exists(), cache=arguments.work / "prepared")
         table["fine-tuned"] |= measure(load_model(find_model(made)), test, None)
@@ -61,7 +63,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     for name, scores in table.items():
         means = {region: np.mean([case[region] for case in scores.values()]) for region in BRATS.names}
-        print(name, {region: round(float(mean), 3) for region, mean in means.items()})
+        print(name, {region: round(float(mean), 3) for region, mean in means.items()}, flush=True)
 
 
 if __name__ == "__main__":

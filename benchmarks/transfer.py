@@ -127,6 +127,7 @@ def spec_for(arm: Arm, train: Sequence[Path], arguments: argparse.Namespace) -> 
         learning_rate=arguments.learning_rate,
         held_out=0,
         average=0.98,
+        start_share=0.0,
         seed=arm.seed,
         minutes=60.0,
     )

@@ -21,7 +21,7 @@ from napari_brainmvp.inference import segment
 from napari_brainmvp.io import read_study
 from napari_brainmvp.models import Label, ModelCard, NetworkSpec, find_model, load_model, save_model
 from napari_brainmvp.models.weights import build_network
-from napari_brainmvp.networks import EncoderSpec, PretrainingNetwork, ReconstructionNetwork
+from napari_brainmvp.networks import EncoderSpec, PretrainingNetwork, ReconstructionNetwork, Unions
 from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.training.checkpoints import last_checkpoint
@@ -31,7 +31,7 @@ from napari_brainmvp.training.finetuning.head import fit_head
 from napari_brainmvp.training.finetuning.model import SegmentationModel, make_templates, parameter_groups
 from napari_brainmvp.training.finetuning.objective import consistency, deep_loss, segmentation_loss, truth
 from napari_brainmvp.training.finetuning.transfer import transfer
-from napari_brainmvp.training.finetuning.validation import fit_temperature
+from napari_brainmvp.training.finetuning.validation import CropValidation, fit_temperature, mix_in
 from napari_brainmvp.training.labels import IGNORED, LABEL_PRESETS, LabelDescription, find_labels, read_labels
 from napari_brainmvp.training.metrics import region_scores
 from napari_brainmvp.training.sources import DataSource
@@ -195,6 +195,15 @@ def test_the_temperature_makes_confident_logits_honest():
     classes = torch.distributions.Categorical(logits=logits).sample()
     target = torch.nn.functional.one_hot(classes, 3).float()
     assert fit_temperature(logits * 2, target, "softmax") == pytest.approx(2, rel=0.15)
+
+
+def test_the_temperature_of_unions_is_that_of_their_classes():
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 3, generator=rng)
+    classes = torch.distributions.Categorical(logits=logits).sample()
+    target = (classes[:, None] >= torch.tensor([1, 2])).float()
+    unions = Unions([(), (0,), (0, 1)], overlapping=True)
+    assert fit_temperature(logits * 2, target, "sigmoid", unions) == pytest.approx(2, rel=0.15)
 
 
 def test_scores_of_empty_masks_are_defined():
@@ -458,6 +467,45 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
     assert not card.network.deep_supervision
     with pytest.raises(BrainMVPError, match="resume"):
         finetune(spec, run, cache=tmp_path / "cache")
+
+    # what it started from was worse: no share of it is kept, on held-out cases or on slices
+    source, trained = load_model(find_model("tiny")), load_model(find_model(folder))
+    studies, labels, _ = collect(spec, source.card.preparation, tmp_path / "cache")
+    held = split(studies, spec, labels)[1]
+    crops = LabelledCrops(held, trained.card.modalities, labels, spec)
+    validation = CropValidation(crops, labels, Fabric(accelerator="cpu", devices=1))
+    templates = make_templates(trained.card.modalities, trained, studies)
+    model = SegmentationModel(trained.network, templates, labels, spec).eval()
+    good = {key: value.clone() for key, value in model.state_dict().items()}
+    rough = {k: v + 0.3 * torch.randn(v.shape) if v.is_floating_point() else v for k, v in good.items()}
+    close = {k: v * 1.001 if v.is_floating_point() else v for k, v in good.items()}
+    for honest in (True, False):
+        assert mix_in(rough, model, validation, 0.5, honest=honest) == 0
+        assert all(torch.equal(value, good[key]) for key, value in model.state_dict().items())
+    assert mix_in(close, model, validation, 0.5, honest=False) == 0.5  # this costs nothing
+    name = "network.decoder.out.conv.conv.weight"
+    torch.testing.assert_close(model.state_dict()[name], good[name] * 1.0005, rtol=1e-5, atol=0)
+
+    # other labels that its classes make up, under other names: the next training starts from what it knows
+    renamed = LabelDescription(regions={"lesion": (1, 2), "nucleus": (1,)})
+    spec = spec_for(data, init=str(folder), labels=renamed, max_steps=1, learning_rate=1e-7)
+    second = finetune(spec, tmp_path / "second", cache=tmp_path / "cache")
+    card = find_model(second).card
+    assert (card.network.parts, card.activation) == (((), (0, 1), (0,)), "sigmoid")
+    assert card.training["start share"] in (0.5, 0.25, 0)
+    again = segment(read_study(data / "sub-00"), second).labels
+    assert (again != result.labels).mean() < 0.01
+    assert ((again > 0) & (result.labels > 0)).sum() > 0.9 * (result.labels > 0).sum() > 0
+    spec = spec.model_copy(update={"init": str(second)})
+    third = finetune(spec, tmp_path / "third", cache=tmp_path / "cache")
+    assert find_model(third).card.network.parts == card.network.parts
+    assert (segment(read_study(data / "sub-00"), third).labels != again).mean() < 0.01
+
+
+def test_a_label_that_no_class_is_part_of_gets_an_output_layer_of_its_own(home, data, tmp_path):
+    # an untrained model sees every class everywhere
+    folder = finetune(spec_for(data, max_steps=1), tmp_path / "run", cache=tmp_path / "cache")
+    assert find_model(folder).card.network.parts == ()
 
 
 def test_overlapping_regions_from_sparse_labels_of_one_case(home, tmp_path):

@@ -104,6 +104,14 @@ def test_broken_cards_are_left_out_and_said(home, changes, message):
         find_model(folder)
 
 
+@pytest.mark.parametrize("parts", [[[0], [1], [2]], [[0], [1], [2], [4]], [[0], [1], [2], [3, 1]], [[0], [1], [2], []]])
+def test_unions_that_do_not_make_up_the_output_are_refused(home, parts):
+    folder = find_model("tiny").folder
+    change_card(folder, network=tiny_card().network.model_dump(mode="json") | {"parts": parts})
+    with pytest.raises(ModelError, match="do not make up 4 output channels of softmax"):
+        find_model(folder)
+
+
 def test_damaged_or_missing_weights(home):
     entry = find_model("tiny")
     content = entry.weights.read_bytes()

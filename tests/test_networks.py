@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from napari_brainmvp.errors import ModelError, StudyError
 from napari_brainmvp.models import load_official_checkpoint
-from napari_brainmvp.networks import EncoderSpec, ModalityTemplates, SegmentationNetwork, channels_last
+from napari_brainmvp.networks import EncoderSpec, ModalityTemplates, SegmentationNetwork, Unions, channels_last
 from napari_brainmvp.networks.layers import DepthwiseConv3d, InstanceNorm
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -200,6 +200,23 @@ def test_training_mode_gives_three_scales():
     network = SegmentationNetwork(1, 2, SMALL)
     outputs = network(torch.rand(2, 1, 16, 16, 32))
     assert [tuple(o.shape) for o in outputs] == [(2, 2, 16, 16, 32)] * 3
+
+
+@pytest.mark.parametrize(("parts", "overlapping"), [(((), (0,), (0, 1), ()), True), (((0,), (1,), (2,), (1,)), False)])
+def test_unions_have_the_sums_of_their_classes_probabilities(parts, overlapping):
+    torch.manual_seed(0)
+    unions = Unions(parts, overlapping)
+    network = SegmentationNetwork(2, unions.out_channels, SMALL, 8, deep_supervision=True, unions=unions).train()
+    x = torch.randn(1, 2, 32, 32, 16)
+    with torch.no_grad():
+        features = network.encoder(x)
+        outputs, classes = network.decode_stages(features), network.class_logits(features)
+    assert len(outputs) == 3
+    for made, z in zip(outputs, classes, strict=True):
+        p = z.softmax(1)
+        sums = [sum(p[:, k] for k in range(4) if union in parts[k]) for union in range(unions.out_channels)]
+        found = torch.sigmoid(made) if overlapping else made.softmax(1)
+        torch.testing.assert_close(found, torch.stack(sums, 1))
 
 
 def test_templates_are_looked_up_where_they_lie_and_get_gradients():

@@ -100,6 +100,16 @@ def _network_definition(card: ModelCard) -> dict[str, Any]:
         "spec": {"_target_": "napari_brainmvp.networks.EncoderSpec", **sizes},
         "full_resolution_channels": spec.full_resolution_channels,
         "deep_supervision": spec.deep_supervision,
+        **({"unions": _unions(card)} if spec.parts else {}),
+    }
+
+
+def _unions(card: ModelCard) -> dict[str, Any]:
+    overlapping = card.activation == "sigmoid"
+    return {
+        "_target_": "napari_brainmvp.networks.Unions",
+        "parts": card.network.parts,
+        "overlapping": overlapping,
     }
 
 

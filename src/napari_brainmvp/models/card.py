@@ -59,6 +59,9 @@ class NetworkSpec(BaseModel):
         Of a pre-training model: the published one, or the one that knows every modality.
     hidden : int
         Of a classification model: width of the head's perceptron; 0 for a linear head.
+    parts : tuple of tuple of int
+        Of a segmentation model whose output channels are unions of exclusive classes: for each class, the channels it
+        is part of; otherwise empty. See :class:`napari_brainmvp.networks.Unions`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +77,7 @@ class NetworkSpec(BaseModel):
     deep_supervision: bool = True
     decoder: Literal["plain", "skips"] = "plain"
     hidden: int = Field(0, ge=0, le=65536)
+    parts: tuple[tuple[int, ...], ...] = Field((), max_length=4096)
 
 
 class Metric(BaseModel):
@@ -194,6 +198,7 @@ class ModelCard(BaseModel):
             raise ValueError(f"{len(self.modalities)} modalities but {self.network.in_channels} input channels")
         if len(self.channels) != self.network.out_channels:
             raise ValueError(f"{len(self.channels)} channel labels but {self.network.out_channels} output channels")
+        self._check_parts()
         values = [label.value for label in self.labels]
         if len(set(values)) != len(values):
             raise ValueError(f"label values {values} are not unique")
@@ -201,6 +206,16 @@ class ModelCard(BaseModel):
         if unknown:
             raise ValueError(f"channels name label values {sorted(unknown)} that labels do not describe")
         return self
+
+    def _check_parts(self) -> None:
+        parts, count = self.network.parts, self.network.out_channels
+        if not parts:
+            return
+        members = [sum(union in unions for unions in parts) for union in range(count)]
+        strange = {union for unions in parts for union in unions} - set(range(count))
+        alone = all(len(unions) == 1 for unions in parts)
+        if strange or not all(0 < n < len(parts) for n in members) or not (alone or self.activation == "sigmoid"):
+            raise ValueError(f"parts {parts} do not make up {count} output channels of {self.activation}")
 
 
 def name_digest(name: str) -> str:

@@ -26,6 +26,7 @@ from napari_brainmvp.networks import (
     ReconstructionNetwork,
     SegmentationNetwork,
     UNet3DPretrainingNetwork,
+    Unions,
 )
 
 __all__ = ["LoadedModel", "build_network", "load_model", "save_model"]
@@ -76,8 +77,9 @@ def build_network(card: ModelCard) -> nn.Module:
         return ReconstructionNetwork(card.modalities, encoder, spec.full_resolution_channels)
     if card.task == "pretraining":
         return PretrainingNetwork(encoder, spec.in_channels)
+    unions = Unions(spec.parts, card.activation == "sigmoid") if spec.parts else None
     return SegmentationNetwork(
-        spec.in_channels, spec.out_channels, encoder, spec.full_resolution_channels, spec.deep_supervision
+        spec.in_channels, spec.out_channels, encoder, spec.full_resolution_channels, spec.deep_supervision, unions
     )
 
 

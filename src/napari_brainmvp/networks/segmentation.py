@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from napari_brainmvp.networks.layers import InstanceNorm, TransposedConv, channels_last, to_hwd
 from napari_brainmvp.networks.uniformer import STRIDE, UNIFORMER_SMALL, EncoderSpec, PatchEmbedding, UniFormer
 
-__all__ = ["ResidualBlock", "SegmentationDecoder", "SegmentationNetwork", "UpBlock"]
+__all__ = ["ResidualBlock", "SegmentationDecoder", "SegmentationNetwork", "Unions", "UpBlock"]
 
 
 class _Convolution(nn.Module):
@@ -92,6 +94,46 @@ class SegmentationDecoder(nn.Module):
         return at_quarter, at_half, self.out(full)
 
 
+class Unions(nn.Module):
+    """Logits of unions of exclusive classes, so that a network of fine classes answers a coarser question.
+
+    With class logits z and p = softmax(z), a union G has the probability sum of p over G. Where unions overlap, its
+    logit is log(p(G) / (1 - p(G))) = LSE(z in G) - LSE(z not in G), whose sigmoid that is; where they are exclusive,
+    LSE(z in G), whose softmax over the unions that is. LSE is the logarithm of the sum of exponentials.
+
+    Parameters
+    ----------
+    parts : sequence of sequences of int
+        For each class, the unions it is part of, from 0. Every union has a class, and none has all.
+    overlapping : bool
+        Whether a class may be part of several unions, or of none; otherwise each is part of exactly one.
+
+    Examples
+    --------
+    >>> z = torch.tensor([[0.0, 1.0, 2.0]]).reshape(1, 3, 1, 1, 1)
+    >>> odds = Unions([(), (0,), (0, 1)], overlapping=True)(z).flatten()
+    >>> torch.allclose(torch.sigmoid(odds)[0], z.softmax(1)[0, 1:].sum())
+    True
+    """
+
+    def __init__(self, parts: Sequence[Sequence[int]], overlapping: bool) -> None:
+        super().__init__()
+        self.parts, self.overlapping = tuple(map(tuple, parts)), overlapping
+        self.out_channels = 1 + max(union for unions in self.parts for union in unions)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Map class logits (B, K, H, W, D) to logits of the unions (B, U, H, W, D), float32."""
+        columns = logits.float().unbind(1)
+        return torch.stack([self._union(columns, k) for k in range(self.out_channels)], 1)
+
+    def _union(self, columns: Sequence[Tensor], union: int) -> Tensor:
+        pairs = list(zip(columns, self.parts, strict=True))
+        inside = torch.stack([z for z, unions in pairs if union in unions]).logsumexp(0)
+        if not self.overlapping:
+            return inside
+        return inside - torch.stack([z for z, unions in pairs if union not in unions]).logsumexp(0)
+
+
 class SegmentationNetwork(nn.Module):
     """Segment a crop of stacked modalities.
 
@@ -107,6 +149,8 @@ class SegmentationNetwork(nn.Module):
         Channels of the decoder at full resolution, where most of the time goes; default those of the first stage.
     deep_supervision : bool
         Add 1^3 heads on the 1/4- and 1/2-scale decoder features, used in training mode only.
+    unions : Unions, optional
+        The network then tells apart ``len(unions.parts)`` exclusive classes, and its outputs are unions of them.
 
     Examples
     --------
@@ -122,13 +166,15 @@ class SegmentationNetwork(nn.Module):
         spec: EncoderSpec = UNIFORMER_SMALL,
         full_resolution_channels: int | None = None,
         deep_supervision: bool = True,
+        unions: Unions | None = None,
     ) -> None:
         super().__init__()
-        self.out_channels = out_channels
+        self.out_channels, self.unions = out_channels, unions
+        classes = out_channels if unions is None else len(unions.parts)
         self.full_resolution_channels = full_resolution_channels or spec.channels[0]
         self.encoder = UniFormer(in_channels, spec)
-        self.decoder = SegmentationDecoder(in_channels, out_channels, spec, self.full_resolution_channels)
-        heads = [nn.Conv3d(spec.channels[1], out_channels, 1), nn.Conv3d(spec.channels[0], out_channels, 1)]
+        self.decoder = SegmentationDecoder(in_channels, classes, spec, self.full_resolution_channels)
+        heads = [nn.Conv3d(spec.channels[1], classes, 1), nn.Conv3d(spec.channels[0], classes, 1)]
         self.ms_out = nn.ModuleList(heads if deep_supervision else [])
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
@@ -153,6 +199,11 @@ class SegmentationNetwork(nn.Module):
 
     def decode_stages(self, features: list[Tensor]) -> list[Tensor]:
         """Map the encoder's maps to logits (B, K, H, W, D), in training with deep supervision coarser ones first."""
+        outputs = self.class_logits(features)
+        return outputs if self.unions is None else [self.unions(z) for z in outputs]
+
+    def class_logits(self, features: list[Tensor]) -> list[Tensor]:
+        """Do as :meth:`decode_stages`, but for the classes inside, before unions are made."""
         at_quarter, at_half, logits = self.decoder(features)
         if not (self.training and len(self.ms_out)):
             return [logits]

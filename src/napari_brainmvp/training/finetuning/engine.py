@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,15 +29,23 @@ from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no
 from napari_brainmvp.training.cache import CachedStudy, cache_folder
 from napari_brainmvp.training.checkpoints import last_checkpoint
 from napari_brainmvp.training.finetuning.data import Case, LabelledCrops, choose_modalities, collect, split
-from napari_brainmvp.training.finetuning.head import fit_head
+from napari_brainmvp.training.finetuning.head import Parts, fit_head, match_classes
 from napari_brainmvp.training.finetuning.model import SegmentationModel, make_templates, parameter_groups
 from napari_brainmvp.training.finetuning.run import Run
 from napari_brainmvp.training.finetuning.spec import SCRATCH, FinetuneSpec
-from napari_brainmvp.training.finetuning.transfer import Transfer, network_spec, transfer
+from napari_brainmvp.training.finetuning.transfer import (
+    Transfer,
+    class_network,
+    has_exclusive_classes,
+    network_spec,
+    same_output,
+    transfer,
+)
 from napari_brainmvp.training.finetuning.validation import (
     CropValidation,
     card_metrics,
     measure,
+    mix_in,
     write_scores,
 )
 from napari_brainmvp.training.labels import LabelDescription
@@ -127,6 +136,7 @@ class _Segmentation:
         self.network: NetworkSpec = network_spec(
             source, spec.encoder, len(self.modalities), len(labels.channels), spec.deep_supervision
         )
+        self.network = self.network.model_copy(update={"parts": self._parts()})
 
     def _modalities(self) -> tuple[str, ...]:
         """Return the input channels: those asked for, those of the model, or those most studies have."""
@@ -135,6 +145,17 @@ class _Segmentation:
         if self.source is not None and self.source.card.task == "segmentation":
             return self.source.card.modalities
         return choose_modalities(self.studies)
+
+    def _parts(self) -> Parts:
+        """Return which of the source's classes make up each output channel; empty where they do not."""
+        if self.source is None or not has_exclusive_classes(self.source.card):
+            return ()
+        if same_output(self.source.card, self.labels.channels):
+            return self.source.card.network.parts
+        train, _ = split(self.studies, self.spec, self.labels)
+        network = class_network(self.source, self.modalities)
+        model = SegmentationModel(network, make_templates(self.modalities, self.source, []), self.labels, self.spec)
+        return match_classes(model, LabelledCrops(train, self.modalities, self.labels, self.spec), self.fabric)
 
     @property
     def patch(self) -> tuple[int, int, int]:
@@ -184,6 +205,7 @@ class _Segmentation:
             fit_head(model, LabelledCrops(train, self.modalities, self.labels, spec), self.fabric)
         crops = LabelledCrops(held, self.modalities, self.labels, spec)
         validation = CropValidation(crops, self.labels, self.fabric)
+        start = copy.deepcopy(model.state_dict())
         groups = parameter_groups(model.network, spec, train_stem=done is not None and done.widened)
         loop = Run(self.fabric, spec, folder, model, groups, spec.steps(len(train)), validation)
         step = loop.restore()
@@ -191,12 +213,15 @@ class _Segmentation:
         loader = DataLoader(stream, batch_size=None, num_workers=spec.workers)
         loop.train(iter(loader), step, progress, self.cancel)
         best, at = loop.result()
+        share = 0.0
+        if done is not None and done.complete and spec.start_share:
+            share = mix_in(start, best, validation, spec.start_share, honest=not any(case.slices for case in held))
         temperature = validation.temperature(best)
         spacing = self.preparation.spacing
         scores = measure(best, held, crops, self.patch, spacing, self.fabric, progress, self.cancel)
         if scores:
             write_scores(folder / "held_out.csv", scores)
-        return best, {**facts, "step": at, "temperature": round(temperature, 4)}, scores
+        return best, {**facts, "step": at, "start share": share, "temperature": round(temperature, 4)}, scores
 
     def _model(self, studies: Sequence[CachedStudy]) -> tuple[SegmentationModel, dict[str, Any], Transfer | None]:
         """Make the network, from the source's weights where there is one."""

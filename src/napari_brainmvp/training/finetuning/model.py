@@ -122,6 +122,10 @@ class SegmentationModel(Trainable):
         logits: Tensor = self.network(self.views(batch))
         return logits
 
+    def predict_classes(self, batch: Batch) -> Tensor:
+        """Do as :meth:`predict`, but for the classes inside the network, before unions are made."""
+        return self.network.class_logits(self.network.encoder(channels_last(self.views(batch))))[0]
+
 
 def freeze_batch_norm(module: nn.Module) -> None:
     """Let every batch normalisation inside a module use its running statistics and leave them as they are."""

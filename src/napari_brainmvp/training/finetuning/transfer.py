@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from napari_brainmvp.errors import ModelError
 from napari_brainmvp.models import LoadedModel, ModelCard, NetworkSpec
-from napari_brainmvp.networks import UNIFORMER_COMPACT, UNIFORMER_SMALL, EncoderSpec
+from napari_brainmvp.models.weights import build_network
+from napari_brainmvp.networks import UNIFORMER_COMPACT, UNIFORMER_SMALL, EncoderSpec, SegmentationNetwork
 
 __all__ = ["Transfer", "encoder_of", "network_spec", "transfer"]
 
@@ -41,6 +42,11 @@ class Transfer:
     def has_head(self) -> bool:
         """Whether every output channel was known to the source."""
         return f"{_HEAD}weight" in self.taken
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that inference needs is the source's, so that training goes on from what it does."""
+        return not self.adapted and all(name.startswith("ms_out.") for name in self.new)
 
     @property
     def widened(self) -> bool:
@@ -125,6 +131,8 @@ def transfer(
             state[key] = stem
         elif key.startswith(_HEAD):
             rows = _same_channels(source.card, channels)
+            if isinstance(network, SegmentationNetwork) and network.unions is not None:
+                rows = {row: row for row in range(len(tensor))}  # its classes are the source's
             if value is not None and rows and tensor.shape[1:] == value.shape[1:]:
                 for row, old in rows.items():
                     tensor[row] = value[old]
@@ -157,8 +165,40 @@ def _stem(weight: Tensor, card: ModelCard, modalities: Sequence[str]) -> Tensor:
 
 def _same_channels(card: ModelCard, channels: Sequence[str]) -> dict[int, int]:
     """Pair output channels of the same name, new to old; regions and exclusive labels do not mix."""
-    if card.task != "segmentation" or (card.activation == "softmax") != ("background" in channels):
+    if card.network.parts or card.task != "segmentation" or _exclusive(card) != ("background" in channels):
         return {}
-    names = {0: "background", **{label.value: label.name.lower() for label in card.labels}}
-    old = [names[value] for value in card.channels]
+    old = _channel_names(card)
     return {row: old.index(name.lower()) for row, name in enumerate(channels) if name.lower() in old}
+
+
+def same_output(card: ModelCard, channels: Sequence[str]) -> bool:
+    """Tell whether a segmentation model's output channels have these names in this order, decided in the same way."""
+    return _exclusive(card) == ("background" in channels) and _channel_names(card) == [c.lower() for c in channels]
+
+
+def has_exclusive_classes(card: ModelCard) -> bool:
+    """Tell whether a model tells apart exclusive classes, whatever its output channels make of them."""
+    return card.task == "segmentation" and (_exclusive(card) or bool(card.network.parts))
+
+
+def class_network(source: LoadedModel, modalities: Sequence[str]) -> SegmentationNetwork:
+    """Make a segmentation model's network for these modalities, with its exclusive classes as output channels."""
+    spec = source.card.network
+    count = len(spec.parts) or spec.out_channels
+    update = {"in_channels": len(modalities), "out_channels": count, "parts": (), "deep_supervision": False}
+    card = source.card.model_copy(update={"network": spec.model_copy(update=update)})
+    network = build_network(card)
+    assert isinstance(network, SegmentationNetwork)
+    transfer(network, source, modalities)
+    head, given = network.decoder.out.state_dict(), source.network.state_dict()
+    network.decoder.out.load_state_dict({key: given[f"decoder.out.{key}"] for key in head})
+    return network
+
+
+def _exclusive(card: ModelCard) -> bool:
+    return card.activation == "softmax"
+
+
+def _channel_names(card: ModelCard) -> list[str]:
+    names = {0: "background", **{label.value: label.name.lower() for label in card.labels}}
+    return [names[value] for value in card.channels]

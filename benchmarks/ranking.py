@@ -1,0 +1,147 @@
+"""Which study to annotate next: our order against random ones, in a simulated loop.
+
+    python benchmarks/ranking.py --out ranking.json
+    python benchmarks/ranking.py --real-gliomas DIR --out ranking.json
+
+A pool of studies is annotated one by one, 5 % of three slices each; after each a probe is fitted to all that are, and
+measured on voxels of studies that are never annotated. Every study of the pool is the first one once; the next ones
+are chosen as *Which next?* does, or at random (several orders). What is compared are curves with the same beginning.
+Without a path, synthetic studies with gliomas, plaques and strokes serve, half of them as the pool. With six real
+ones there is no half to spare: a curve is measured on whatever is not annotated yet, which flatters an order that
+takes hard studies early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from annotation import REGIONS, scattered, truth_of
+from napari_brainmvp.annotation.features import compute_features
+from napari_brainmvp.annotation.prediction import LabelledVoxels, labelled_voxels
+from napari_brainmvp.annotation.probe import Probe
+from napari_brainmvp.annotation.ranking import rank_studies, sample_voxels, summarise
+from napari_brainmvp.io import find_studies, read_study
+from napari_brainmvp.models import LoadedModel, find_model, load_model
+from napari_brainmvp.study import Study
+from napari_brainmvp.synthesis import SynthesisSpec, make_study
+
+FIRST_SEED = 9_400_000
+"""Synthetic studies of this benchmark alone."""
+LESIONS = ("glioma", "ms", "stroke")
+MEASURED = 0.03
+"""Share of a study's brain voxels that it is measured on."""
+Choose = Callable[[list[int]], int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is kept of a study: the voxels that would be labelled, those it is measured on, and an even sample."""
+
+    marked: LabelledVoxels
+    measured: LabelledVoxels
+    sample: LabelledVoxels
+
+
+def make_case(study: Study, model: LoadedModel, seed: int) -> Case:
+    """Describe a study; only samples of its voxels are kept."""
+    rng = np.random.default_rng(seed)
+    truth = truth_of(study)
+    features = compute_features(study, model)
+    measured = np.where(rng.random(truth.shape) < MEASURED, truth, 0)
+    marked = labelled_voxels(features, scattered(truth, rng))
+    return Case(marked, labelled_voxels(features, measured), sample_voxels(features))
+
+
+class Loop:
+    """The loop; probes of the same studies are fitted once."""
+
+    def __init__(self, cases: list[Case], pool: list[int], test: list[int]) -> None:
+        self.cases, self.pool, self.test = cases, pool, test
+        self._probes: dict[tuple[int, ...], Probe] = {}
+
+    def probe(self, done: list[int]) -> Probe:
+        """Fit to what is annotated."""
+        key = tuple(sorted(done))
+        if key not in self._probes:
+            marked = [self.cases[k].marked for k in key]
+            probe = Probe(len(marked[0].names))
+            probe.fit(torch.cat([m.values for m in marked]), np.concatenate([m.labels for m in marked]))
+            self._probes[key] = probe
+        return self._probes[key]
+
+    def score(self, done: list[int]) -> float:
+        """Mean Dice of all abnormal tissue over the studies to measure on."""
+        probe, scores = self.probe(done), []
+        for k in self.test or [k for k in self.pool if k not in done]:
+            case = self.cases[k].measured
+            found = np.isin(np.array(probe.classes)[probe.predict(case.values).argmax(1).numpy()], REGIONS["WT"])
+            true = np.isin(case.labels, REGIONS["WT"])
+            scores.append(2 * (found & true).sum() / max(1, found.sum() + true.sum()))
+        return float(np.mean(scores))
+
+    def ranked(self, done: list[int]) -> int:
+        """Choose as the project does."""
+        probe = self.probe(done)
+        summaries = {k: summarise(str(k), self.cases[k].sample.values, probe) for k in self.pool}
+        left = [summaries[k] for k in self.pool if k not in done]
+        return int(rank_studies(left, [summaries[k] for k in done])[0].name)
+
+    def curve(self, first: int, choose: Choose, rounds: int) -> list[float]:
+        """Annotate a study a round; the score after each."""
+        done, found = [first], []
+        for _ in range(rounds):
+            done.append(choose(done))
+            found.append(self.score(done))
+        return found
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real-gliomas", type=Path)
+    parser.add_argument("--synthetic", type=int, default=24, help="studies without --real-gliomas")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--orders", type=int, default=5, help="random orders for each first study")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model = load_model(find_model())
+    if arguments.real_gliomas:
+        studies = (read_study(files.scans["t1"].parent) for files in find_studies(arguments.real_gliomas))
+    else:
+        studies = (make_study(FIRST_SEED + k, SynthesisSpec(lesion=LESIONS[k % 3])) for k in range(arguments.synthetic))
+    cases = [make_case(study, model, number) for number, study in enumerate(studies)]
+    print(f"{len(cases)} studies described", flush=True)
+    half = len(cases) // 2
+    pool = list(range(len(cases) if arguments.real_gliomas else half))
+    loop = Loop(cases, pool, [] if arguments.real_gliomas else list(range(half, len(cases))))
+    table: dict[str, list[list[float]]] = {"ranked": [], "random": []}
+    for first in pool:
+        table["ranked"].append(loop.curve(first, loop.ranked, arguments.rounds))
+        curves = []
+        for order in range(arguments.orders):
+            rng = np.random.default_rng([first, order])
+
+            def at_random(done: list[int], rng: np.random.Generator = rng) -> int:
+                return int(rng.choice([k for k in pool if k not in done]))
+
+            curves.append(loop.curve(first, at_random, arguments.rounds))
+        table["random"].append(np.mean(curves, 0).tolist())
+        arguments.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    ranked, random = np.array(table["ranked"]), np.array(table["random"])
+    error = (ranked - random).std(0, ddof=1) / np.sqrt(len(pool))
+    print("| studies annotated | ranked | random | paired difference |\n|---|---|---|---|")
+    for k, (ours, theirs) in enumerate(zip(ranked.mean(0), random.mean(0), strict=True)):
+        print(f"| {k + 2} | {ours:.3f} | {theirs:.3f} | {ours - theirs:+.3f} ± {error[k]:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
