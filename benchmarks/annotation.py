@@ -18,6 +18,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -266,7 +267,7 @@ def main() -> None:
         arguments.out.write_text(text + "\n", encoding="utf-8")
 
 
-def means(values: list) -> object:
+def means(values: list[Any]) -> Any:
     """Average nested numbers."""
     first = values[0]
     if isinstance(first, dict):

@@ -1,9 +1,12 @@
 """Compare a model fine-tuned on three gliomas with the default model on three others, and the other way round.
 
     python benchmarks/finetuning.py --real-gliomas DIR --work DIR --max-steps 400 --out finetuning.json
+    python benchmarks/finetuning.py --real-gliomas DIR --work DIR --preset minutes --slices --out finetuning.json
 
 The studies, in the order of their names, are parted as ``--train`` says (positions from 0); each part is trained on
-once, from the default model, and measured by the other. Real studies only measure: what is trained here does not ship.
+once, from the default model, and measured by the other. With ``--slices``, as an annotation project would have it, only
+three axial slices of each are labelled (at 25, 50 and 75 % of the tumour's height). Real studies only measure: what is
+trained here does not ship.
 """
 
 from __future__ import annotations
@@ -11,13 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from napari_brainmvp.io import StudyFiles, find_studies
+from annotation import BACKGROUND, annotated_slices, truth_of
+from napari_brainmvp.cli.synthesising import write_study
+from napari_brainmvp.io import StudyFiles, find_studies, read_study
 from napari_brainmvp.models import find_model, load_model
 from napari_brainmvp.models.weights import LoadedModel
+from napari_brainmvp.study import Study
 from napari_brainmvp.training.evaluation import evaluate_segmentation
 from napari_brainmvp.training.finetuning import finetune
 from napari_brainmvp.training.finetuning.spec import read_spec
@@ -26,6 +33,8 @@ from napari_brainmvp.training.labels import LABEL_PRESETS
 BRATS = LABEL_PRESETS["brats"]
 OF_DEFAULT = {4: 2, 5: 1, 6: 4}
 """BraTS values of the default model's oedema, non-enhancing core and enhancing tissue."""
+
+SPARSE = BRATS.model_copy(update={"background": BACKGROUND, "unlabelled": 0})
 
 Scores = dict[str, dict[str, float]]
 
@@ -36,6 +45,17 @@ def measure(model: LoadedModel, studies: list[StudyFiles], values: dict[int, int
     return {case.case: {name: s.dice for name, s in case.scores.items()} for case in found}
 
 
+def three_slices(study: Study, folder: Path) -> Path:
+    """Write a study with labels on three slices, and nothing else labelled."""
+    truth = truth_of(study)
+    kept = annotated_slices(truth)
+    sparse = np.zeros_like(truth)
+    sparse[..., kept] = truth[..., kept]
+    assert study.labels is not None
+    write_study(folder, replace(study, labels=replace(study.labels, data=sparse.astype(np.uint8))))
+    return folder
+
+
 def main() -> None:
     """Train what is not trained yet, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,6 +64,7 @@ def main() -> None:
     parser.add_argument("--preset", default="hour")
     parser.add_argument("--max-steps", type=int, default=0, help="0 for the preset's")
     parser.add_argument("--start-share", type=float, help="of the default model's weights; default the preset's")
+    parser.add_argument("--slices", action="store_true", help="label three slices of each study only")
     parser.add_argument("--work", type=Path, required=True, help="folder for prepared studies and runs")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -52,10 +73,13 @@ def main() -> None:
     parts = [[f for k, f in enumerate(studies) if (k in arguments.train) == first] for first in (True, False)]
     table: dict[str, Scores] = {"default": {}, "fine-tuned": {}}
     for number, (train, test) in enumerate((parts, parts[::-1])):
-        data = [{"path": str(files.scans["t1"].parent)} for files in train]
+        folders = [files.scans["t1"].parent for files in train]
+        if arguments.slices:
+            folders = [three_slices(read_study(f), arguments.work / "sparse" / f.name) for f in folders]
+        data = [{"path": str(folder)} for folder in folders]
         changes = {"max_steps": arguments.max_steps} if arguments.max_steps else {}
         changes |= {"start_share": arguments.start_share} if arguments.start_share is not None else {}
-        spec = read_spec(arguments.preset, {"data": data, "labels": BRATS, **changes})
+        spec = read_spec(arguments.preset, {"data": data, "labels": SPARSE if arguments.slices else BRATS, **changes})
         run = arguments.work / f"run-{number}"
         made = finetune(spec, run, resume=run.exists(), cache=arguments.work / "prepared")
         table["fine-tuned"] |= measure(load_model(find_model(made)), test, None)

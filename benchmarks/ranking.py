@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from annotation import REGIONS, scattered, truth_of
+from annotation import BACKGROUND, REGIONS, scattered, truth_of
 from napari_brainmvp.annotation.features import compute_features
 from napari_brainmvp.annotation.prediction import LabelledVoxels, labelled_voxels
 from napari_brainmvp.annotation.probe import Probe
@@ -71,7 +71,7 @@ class Loop:
         key = tuple(sorted(done))
         if key not in self._probes:
             marked = [self.cases[k].marked for k in key]
-            probe = Probe(len(marked[0].names))
+            probe = Probe(marked[0].names, BACKGROUND)
             probe.fit(torch.cat([m.values for m in marked]), np.concatenate([m.labels for m in marked]))
             self._probes[key] = probe
         return self._probes[key]

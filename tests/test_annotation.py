@@ -19,10 +19,11 @@ from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_ov
 from napari_brainmvp.annotation.comparison import as_classes, compare
 from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.export import export_dataset
-from napari_brainmvp.annotation.features import compute_features
+from napari_brainmvp.annotation.features import CLASS, compute_features
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.participants import export_participants, import_participants
 from napari_brainmvp.annotation.prediction import StudyPredictor, labelled_voxels
+from napari_brainmvp.annotation.probe import Probe, ProbeSpec
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.annotation.ranking import rank_project, rank_studies, sample_voxels, summarise
 from napari_brainmvp.annotation.store import FeatureStore
@@ -61,6 +62,43 @@ def test_two_strokes_find_the_lesion_in_the_volume(features):
         labels, doubt = predictor.predict_slice(axis, 17)
         np.testing.assert_array_equal(labels, volume.labels.take(17, axis))
         np.testing.assert_array_equal(doubt, volume.uncertainty.take(17, axis))
+
+
+def test_the_network_is_believed_where_nothing_is_labelled_and_the_hand_where_it_differs():
+    """Voxels of one class to the network and of two to the eye: one stroke on each, then one that corrects."""
+    rng = np.random.default_rng(0)
+    count, lesion = 4000, 400
+    says = np.full((count, 3), 0.01, np.float32)
+    says[:lesion, 2] = says[lesion:, 0] = 0.98
+    features = rng.standard_normal((count, 12)).astype(np.float32)  # tell nothing, but for the last
+    features[: lesion // 2, -1] += 6
+    values = torch.from_numpy(np.concatenate([features, np.log(says)], 1)).bfloat16()
+    names = [*map(str, range(12)), *(f"{CLASS}{k}" for k in range(3))]
+    first = np.r_[lesion // 2 : lesion // 2 + 30, lesion : lesion + 30]
+    labels = np.where(first < lesion, 7, 1)
+
+    def errors(probe: Probe) -> float:
+        found = np.array(probe.classes)[probe.predict(values).argmax(1).numpy()]
+        return float((found != np.where(np.arange(count) < lesion, 7, 1)).mean())
+
+    trusting, alone = (Probe(names, 1, ProbeSpec(trust=t)) for t in (1.5, 0.0))
+    for probe in (trusting, alone):
+        probe.fit(values[first], labels, unlabelled=values[::2], places=4)
+    assert errors(trusting) < 0.01 < 0.1 < errors(alone)  # 60 voxels of noise teach nothing, the network knows
+    second = np.r_[first, : lesion // 4]
+    labels = np.r_[labels, np.full(lesion // 4, 1)]  # but this part of what it sees is background
+    trusting.fit(values[second], labels, unlabelled=values[::2], places=20)
+    found = np.array(trusting.classes)[trusting.predict(values).argmax(1).numpy()]
+    assert (found[: lesion // 2] == 1).mean() > 0.9
+    assert (found[lesion // 2 : lesion] == 7).mean() > 0.8
+
+
+def test_labelled_places_are_counted_by_where_they_lie(features):
+    labels = np.zeros(SHAPE, int)
+    labels[2:10, 17, 17] = 1  # 8 voxels of 1 mm side by side, across one border of the cubes of 8 mm
+    assert labelled_voxels(features, labels).places == 2
+    labels[30, 17, 17] = 1
+    assert labelled_voxels(features, labels).places == 3
 
 
 def test_the_same_strokes_give_the_same_prediction(features):

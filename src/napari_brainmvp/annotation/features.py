@@ -29,10 +29,12 @@ from napari_brainmvp.preparation import PreparedStudy, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.study import Grid, Study
 
-__all__ = ["SCALES", "StudyFeatures", "compute_features"]
+__all__ = ["CLASS", "SCALES", "StudyFeatures", "compute_features"]
 
 SCALES = (1.0, 2.0, 4.0, 8.0)
 """Standard deviations of the Gaussians that describe a voxel's surroundings, mm."""
+CLASS = "class "
+"""Beginning of the names of columns that hold log probabilities of the network's own classes."""
 _WINDOW = (160, 192, 160)
 """Largest window of the network: a whole brain at 1 mm in one pass, in about 2 GB."""
 _OVERLAP = 0.25
@@ -53,7 +55,8 @@ class StudyFeatures:
     rows : ndarray of shape ``grid.shape``, int32
         The row of each foreground voxel, -1 elsewhere.
     values : Tensor of shape (N, F), bfloat16
-        Each column has mean 0 and variance 1 over the study, held within plus and minus 8.
+        Each column has mean 0 and variance 1 over the study, held within plus and minus 8; but for the last ones, log
+        probabilities of the network's classes, from -8 to 0.
     names : tuple of str
         What the columns are, for example ``"flair 2mm"`` or ``"network fine 3"``.
     """
@@ -123,7 +126,11 @@ def compute_features(
             columns.add(f"{key} {name}", volume)
     if any(prepared.present[: len(wanted)]):
         for name, volume in _network_maps(network, _fill(prepared, model), mask, device, progress, cancel):
-            columns.add(f"network {name}", volume)
+            if name.startswith(CLASS):
+                if model.card.activation == "softmax" or model.card.network.parts:  # else they are no classes
+                    columns.add_plain(name, volume)
+            else:
+                columns.add(f"network {name}", volume)
     return StudyFeatures(prepared.grid, prepared.source, rows, columns.stacked(), tuple(columns.names))
 
 
@@ -138,6 +145,10 @@ class _Columns:
         inside = volume[self._mask].float()
         deviation, mean = torch.std_mean(inside)
         self._columns.append(((inside - mean) / (deviation + 1e-4)).clamp(-_LIMIT, _LIMIT).bfloat16())
+        self.names.append(name)
+
+    def add_plain(self, name: str, volume: Tensor) -> None:
+        self._columns.append(volume[self._mask].float().clamp(-_LIMIT, _LIMIT).bfloat16())
         self.names.append(name)
 
     def stacked(self) -> Tensor:
@@ -226,7 +237,8 @@ def _network_maps(
             if stride > 1:
                 values = F.interpolate(values[None, None], full, mode="trilinear", align_corners=False)[0, 0]
             named.append((f"{title} {channel}", values[: size[0], : size[1], : size[2]]))
-    return named
+    logits = sums[1][network.full_resolution_channels :, : size[0], : size[1], : size[2]]
+    return named + [(f"{CLASS}{k}", values) for k, values in enumerate(logits.log_softmax(0))]
 
 
 def _decode(network: SegmentationNetwork, x: Tensor) -> dict[int, Tensor]:

@@ -18,6 +18,11 @@ from napari_brainmvp.preparation.resampling import resample
 
 __all__ = ["LabelledVoxels", "StudyPredictor", "VolumePrediction", "labelled_voxels"]
 
+_PLACE = 8.0
+"""Edge of the cubes that labelled places are counted in, mm."""
+_UNLABELLED = 8000
+"""Voxels of the study on which the network is believed."""
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledVoxels:
@@ -29,11 +34,14 @@ class LabelledVoxels:
     labels : ndarray of shape (n,), int64
     names : tuple of str
         The columns of ``values``.
+    places : int
+        How many cubes of 8 mm they lie in: voxels side by side tell hardly more than one.
     """
 
     values: Tensor
     labels: NDArray[np.int64]
     names: tuple[str, ...]
+    places: int = 0
 
     def columns(self, names: tuple[str, ...]) -> Tensor:
         """Return the values of other columns, 0 (the mean) for those that are not there."""
@@ -76,8 +84,9 @@ class StudyPredictor:
 
     def __init__(self, features: StudyFeatures, background: int = 0, spec: ProbeSpec | None = None) -> None:
         self.features, self.background = features, background
-        self.probe = Probe(features.values.shape[1], spec)
+        self.probe = Probe(features.names, background, spec)
         self._rows = _native_rows(features)
+        self._unlabelled = features.values[:: max(1, features.count // _UNLABELLED)]
         self._exact = np.abs(np.array(features.source.spacing) - features.grid.spacing[0]).max() < 1e-3
 
     @property
@@ -107,7 +116,8 @@ class StudyPredictor:
         for other in others:
             values.append(other.columns(self.features.names))
             found.append(other.labels)
-        self.probe.fit(torch.cat(values), np.concatenate(found), steps)
+        places = mine.places + sum(other.places for other in others)
+        self.probe.fit(torch.cat(values), np.concatenate(found), steps, unlabelled=self._unlabelled, places=places)
 
     def predict_slice(self, axis: int, index: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
         """Predict one plane of the study's own grid.
@@ -200,7 +210,14 @@ def labelled_voxels(
     chosen = rows.reshape(-1)[where]
     keep = chosen >= 0
     values = features.values[torch.from_numpy(chosen[keep]).long()]
-    return LabelledVoxels(values, labels.reshape(-1)[where[keep]].astype(np.int64), features.names)
+    cubes = [
+        (index * spacing / _PLACE).astype(np.int64)
+        for index, spacing in zip(np.unravel_index(where[keep], labels.shape), features.source.spacing, strict=True)
+    ]
+    seen = np.zeros([1 + int(c.max(initial=0)) for c in cubes], bool)
+    seen[tuple(cubes)] = True
+    places = int(seen.sum())
+    return LabelledVoxels(values, labels.reshape(-1)[where[keep]].astype(np.int64), features.names, places)
 
 
 def _native_rows(features: StudyFeatures) -> NDArray[np.int32]:

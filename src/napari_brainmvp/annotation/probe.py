@@ -5,10 +5,16 @@ forest's accuracy (more, with the network's maps among the features), and costs 
 first fit starts from random hidden units and an output layer solved in closed form, and descends from there; a new
 stroke goes on from the weights of the last one. So a dozen steps suffice before the visible slice is shown, and some
 more before the volume is. Noise on the standardised inputs keeps a fit to a few hundred voxels smooth.
+
+Where the network's own classes make up what is being painted, the perceptron only learns what to change: its logits
+are added to those of the network, and a few voxels nobody labelled ask it to change nothing. They weigh the less, the
+more places are labelled. So the first strokes start from what the network knows, and the last ones from what the
+hand does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +23,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_brainmvp.annotation.features import CLASS
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.inference.device import choose_dtype
+from napari_brainmvp.training.labels import assign_classes
 
 __all__ = ["Probe", "ProbeSpec"]
 
 _CHUNK = 1 << 15
+_BELIEVED = 256
+"""Unlabelled voxels a step."""
+_DOUBT = 0.01
+"""Added to the network's probabilities, so that no label is ever ruled out."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,9 @@ class ProbeSpec:
         Share of the classes' weights that is equal; the rest follows how much of each is labelled.
     ridge : float
         Of the closed-form start.
+    trust : float
+        How many labelled places (cubes of 8 mm) weigh as much as what the network says of all that is not labelled; 0
+        to go by the labels alone.
     seed : int
         Same strokes, same seed, same machine: same prediction.
     """
@@ -60,7 +75,28 @@ class ProbeSpec:
     weight_decay: float = 0.3
     balance: float = 0.0
     ridge: float = 0.1
+    trust: float = 1.5
     seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Voxels to learn from: features (n, F), prior logits and wanted probabilities (n, K), and a chance for each."""
+
+    values: Tensor
+    prior: Tensor
+    wanted: Tensor
+    chance: Tensor
+
+    def draw(self, size: int, uneven: bool, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose at most ``size`` of them."""
+        count = len(self.values)
+        size = min(size, count)
+        if uneven:
+            chosen = torch.multinomial(self.chance, size, replacement=True, generator=generator)
+        else:
+            chosen = torch.randint(count, (size,), generator=generator) if count > size else torch.arange(count)
+        return self.values[chosen], self.prior[chosen], self.wanted[chosen]
 
 
 class Probe:
@@ -68,20 +104,33 @@ class Probe:
 
     Parameters
     ----------
-    features : int
-        Columns of the feature matrix.
+    names : sequence of str
+        Columns of the feature matrix, as in :class:`~napari_brainmvp.annotation.features.StudyFeatures`.
+    background : int
+        Label value of what is nothing of interest.
     spec : ProbeSpec
     """
 
-    def __init__(self, features: int, spec: ProbeSpec | None = None) -> None:
-        self.spec = spec or ProbeSpec()
+    def __init__(self, names: Sequence[str], background: int = 0, spec: ProbeSpec | None = None) -> None:
+        self.spec, self.background = spec or ProbeSpec(), background
         self.classes: tuple[int, ...] = ()
-        self._features = features
+        self._features = sum(not name.startswith(CLASS) for name in names)
         self._generator = torch.Generator().manual_seed(self.spec.seed)
-        self._noise = self.spec.noise * torch.randn(4 * self.spec.batch, features, generator=self._generator)
+        self._noise = self.spec.noise * torch.randn(
+            4 * self.spec.batch + _BELIEVED, self._features, generator=self._generator
+        )
         self._weights: list[Tensor] = []
+        self._unions: Tensor | None = None
 
-    def fit(self, values: Tensor, labels: NDArray[np.int64], steps: int | None = None) -> None:
+    def fit(
+        self,
+        values: Tensor,
+        labels: NDArray[np.int64],
+        steps: int | None = None,
+        *,
+        unlabelled: Tensor | None = None,
+        places: int = 0,
+    ) -> None:
         """Fit to labelled voxels, going on from the last fit where the classes are the same.
 
         Parameters
@@ -91,6 +140,10 @@ class Probe:
             Any values; each is a class.
         steps : int, optional
             Default those of the specification.
+        unlabelled : Tensor of shape (m, F), optional
+            Voxels of the study that is predicted, on which the network is believed.
+        places : int
+            How many places are labelled, see :attr:`LabelledVoxels.places`.
 
         Raises
         ------
@@ -104,55 +157,91 @@ class Probe:
                 "are looking for."
             )
         target = torch.from_numpy(numbers.astype(np.int64))
-        if tuple(classes) != self.classes:
-            self._start(tuple(int(c) for c in classes), values.float(), target)
+        found = tuple(int(c) for c in classes)
+        unions = self._match(found, values, target, unlabelled)
+        prior = self._prior(values, unions, len(found))
+        values = values[:, : self._features]
+        if found != self.classes or not _same(unions, self._unions):
+            self._unions = unions
+            self._start(found, values.float(), target, prior)
         counts = torch.bincount(target, minlength=len(classes)).float()
         shares = (1 - self.spec.balance) * counts / counts.sum() + self.spec.balance / len(classes)
         chance = (shares / counts)[target]
         with torch.inference_mode():
-            self._descend(values.float(), target, chance, self.spec.steps if steps is None else steps)
+            labelled = _Batch(values.float(), prior, F.one_hot(target, len(classes)).float(), chance)
+            believed = None if unions is None or unlabelled is None else self._believed(unlabelled)
+            share = self.spec.trust / max(1, places)
+            self._descend(labelled, believed, share, self.spec.steps if steps is None else steps)
 
-    def _start(self, classes: tuple[int, ...], values: Tensor, target: Tensor) -> None:
+    def _believed(self, values: Tensor) -> _Batch:
+        """Take what the network says of voxels for the truth."""
+        prior = self._prior(values, self._unions, len(self.classes))
+        return _Batch(values[:, : self._features].float(), prior, prior.softmax(1), torch.ones(len(values)))
+
+    def _match(
+        self, classes: tuple[int, ...], values: Tensor, target: Tensor, unlabelled: Tensor | None
+    ) -> Tensor | None:
+        """Find which of the network's classes make up each label: (C, K) of 0 and 1, or None where they do not.
+
+        Background strokes are often put where the network is wrong, so what is common outside the labels is read off
+        the unlabelled voxels.
+        """
+        if not (self.spec.trust and values.shape[1] > self._features and self.background in classes):
+            return None
+        order = [classes.index(self.background), *(k for k, c in enumerate(classes) if c != self.background)]
+        probabilities = values[:, self._features :].float().exp()
+        means = torch.stack([probabilities[target == k].mean(0) for k in order])
+        if unlabelled is not None:
+            means[0] = unlabelled[:, self._features :].float().exp().mean(0)
+        assigned = assign_classes(means.numpy())
+        if assigned is None:
+            return None
+        return F.one_hot(torch.tensor([order[row] for row in assigned]), len(classes)).float()
+
+    def _prior(self, values: Tensor, unions: Tensor | None, count: int) -> Tensor:
+        """Return what the network already says, as logits of the labels, (n, K); 0 where its classes are others."""
+        if unions is None:
+            return torch.zeros(len(values), count)
+        made = values[:, self._features :].float().exp() @ unions
+        return (made / made.sum(1, keepdim=True) + _DOUBT).log()
+
+    def _start(self, classes: tuple[int, ...], values: Tensor, target: Tensor, prior: Tensor) -> None:
         """Draw a hidden layer, and solve for the output layer on top of it: a good place to descend from."""
         self.classes = classes
         self._generator.manual_seed(self.spec.seed)
         first = torch.randn(self._features, self.spec.hidden, generator=self._generator) * (2 / self._features) ** 0.5
         hidden = torch.cat([(values @ first).clamp(min=0), torch.ones(len(values), 1)], 1)
-        wanted = 4 * F.one_hot(target, len(classes)).float() - 2
+        wanted = 4 * F.one_hot(target, len(classes)).float() - 2 - (prior - prior.mean(1, keepdim=True))
         weight = 1 / torch.bincount(target).float()[target][:, None]
         gram = hidden.T @ (weight * hidden) + self.spec.ridge * torch.eye(hidden.shape[1])
         solved = torch.linalg.solve(gram, hidden.T @ (weight * wanted))
         self._weights = [first, torch.zeros(self.spec.hidden), solved[:-1].contiguous(), solved[-1].contiguous()]
 
-    def _descend(self, values: Tensor, target: Tensor, chance: Tensor, steps: int) -> None:
+    def _descend(self, labelled: _Batch, believed: _Batch | None, share: float, steps: int) -> None:
         """Adam on the cross entropy, gradients by hand: torch's bookkeeping would take longer than the products."""
-        spec, count = self.spec, len(values)
+        spec = self.spec
         first, bias, last, offset = self._weights
         moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in self._weights]
-        size = min(spec.batch, count)
-        uneven = spec.balance > 0
         for step in range(1, steps + 1):
-            if uneven:
-                chosen = torch.multinomial(chance, size, replacement=True, generator=self._generator)
-            else:
-                chosen = (
-                    torch.randint(count, (size,), generator=self._generator) if count > size else torch.arange(count)
-                )
-            skip = int(torch.randint(len(self._noise) - size + 1, (), generator=self._generator))
-            x = values[chosen] + self._noise[skip : skip + size]  # fresh draws would take longer than the products
+            x, prior, wanted = labelled.draw(spec.batch, spec.balance > 0, self._generator)
+            weight = torch.full((len(x), 1), 1 / len(x))
+            if believed is not None:
+                more = believed.draw(_BELIEVED, False, self._generator)
+                x, prior, wanted = (torch.cat(pair) for pair in zip((x, prior, wanted), more, strict=True))
+                weight = torch.cat([weight, torch.full((len(more[0]), 1), share / len(more[0]))])
+            skip = int(torch.randint(len(self._noise) - len(x) + 1, (), generator=self._generator))
+            x = x + self._noise[skip : skip + len(x)]  # fresh draws would take longer than the products
             before = torch.addmm(bias, x, first)
             hidden = before.clamp(min=0)
-            scores = torch.addmm(offset, hidden, last).softmax(1)
-            scores[torch.arange(size), target[chosen]] -= 1
-            scores /= size
+            scores = (torch.addmm(offset, hidden, last).add_(prior).softmax(1) - wanted) * weight
             back = (scores @ last.T).masked_fill_(before <= 0, 0)
             gradients = (x.T @ back, back.sum(0), hidden.T @ scores, scores.sum(0))
             rate = spec.learning_rate * min(1.0, step / 5) * (0.5 + 0.5 * np.cos(np.pi * step / (steps + 1)))
-            for weight, gradient, (mean, square) in zip(self._weights, gradients, moments, strict=True):
+            for value, gradient, (mean, square) in zip(self._weights, gradients, moments, strict=True):
                 mean.lerp_(gradient, 0.1)
                 square.lerp_(gradient.square(), 0.01)
                 scaled = (mean / (1 - 0.9**step)) / ((square / (1 - 0.99**step)).sqrt() + 1e-8)
-                weight.mul_(1 - rate * spec.weight_decay).sub_(scaled, alpha=rate)
+                value.mul_(1 - rate * spec.weight_decay).sub_(scaled, alpha=rate)
 
     @torch.inference_mode()
     def predict(self, values: Tensor) -> Tensor:
@@ -161,6 +250,14 @@ class Probe:
         first, bias, last, offset = (w.to(dtype) for w in self._weights)
         out = torch.empty(len(values), len(self.classes))
         for start in range(0, len(values), _CHUNK):
-            hidden = torch.addmm(bias, values[start : start + _CHUNK].to(dtype), first).clamp_(min=0)
-            torch.softmax(torch.addmm(offset, hidden, last).float(), 1, out=out[start : start + _CHUNK])
+            chunk = values[start : start + _CHUNK]
+            hidden = torch.addmm(bias, chunk[:, : self._features].to(dtype), first).clamp_(min=0)
+            logits = torch.addmm(offset, hidden, last).float()
+            if self._unions is not None:
+                logits += self._prior(chunk, self._unions, len(self.classes))
+            torch.softmax(logits, 1, out=out[start : start + _CHUNK])
         return out
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))

@@ -118,8 +118,13 @@ def rank_project(
         if reference.name in painted:
             labelled.append(labelled_voxels(features, painted[reference.name]))
     names = tuple(dict.fromkeys(name for voxels in samples.values() for name in voxels.names))
-    probe = Probe(len(names))
-    probe.fit(torch.cat([v.columns(names) for v in labelled]), np.concatenate([v.labels for v in labelled]))
+    probe = Probe(names, project.background.value)
+    probe.fit(
+        torch.cat([v.columns(names) for v in labelled]),
+        np.concatenate([v.labels for v in labelled]),
+        unlabelled=torch.cat([v.columns(names)[::20] for v in samples.values()]),
+        places=sum(v.places for v in labelled),
+    )
     summaries = {name: summarise(name, voxels.columns(names), probe) for name, voxels in samples.items()}
     candidates = [summary for name, summary in summaries.items() if name not in painted]
     return [s.name for s in rank_studies(candidates, [summaries[name] for name in painted])]

@@ -23,7 +23,7 @@ from napari_brainmvp.study import Grid, Study
 
 __all__ = ["FeatureStore", "features_folder", "study_key"]
 
-_VERSION = "1"
+_VERSION = "2"
 
 
 def features_folder() -> Path:

@@ -15,11 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.models import Label, ModelCard
 
-__all__ = ["IGNORED", "LABEL_PRESETS", "LabelDescription", "find_labels", "read_labels"]
+__all__ = ["IGNORED", "LABEL_PRESETS", "LabelDescription", "assign_classes", "find_labels", "read_labels"]
 
 IGNORED = -1
 """Row number of voxels that carry no label; see :meth:`LabelDescription.rows`."""
 
+_CLEARLY = 4.0
+"""How many times as probable a class must be in a label as in the background to be a part of the label."""
+_RARE = 1e-3
+"""Mean probability in the background below which a class is not told from one that never occurs there."""
 _COLORS = ("#d1495b", "#f2c14e", "#2fbf9b", "#4a90d9", "#9b6dd6", "#e07a3f", "#6fb98f", "#c06c84")
 _NAMES_OF_NOTHING = ("background", "unlabelled", "unlabeled", "ignore")
 
@@ -171,6 +175,37 @@ LABEL_PRESETS: dict[str, LabelDescription] = {
     ),
 }
 """Label descriptions by name: BraTS 2018 to 2021, and BraTS 2023-PED, whose values mean other things."""
+
+
+def assign_classes(means: NDArray[np.floating]) -> list[int] | None:
+    """Find which labels the classes of a network are parts of, by how probable they are in them.
+
+    A class is the more likely part of a label, the more probable it is there than in the background: r(l, c) =
+    mean of p(c) in l / mean of p(c) in the background. Every label takes one class, so that the product of r is
+    largest; any other class belongs to the label where r is largest, or to the background where that is below 4.
+
+    Parameters
+    ----------
+    means : ndarray of shape (1 + L, C)
+        Mean probabilities of the classes in the background, then in each label.
+
+    Returns
+    -------
+    list of int or None
+        For each class its row; None where a label has no class that is clearly more probable there.
+    """
+    from scipy.optimize import linear_sum_assignment  # slow to import, and rarely needed
+
+    if len(means) - 1 > means.shape[1]:
+        return None
+    ratio = np.maximum(means, _RARE) / np.maximum(means[0], _RARE)
+    ratio[0] = _CLEARLY
+    rows = ratio.argmax(0)
+    labels, chosen = linear_sum_assignment(np.log(ratio[1:]), maximize=True)
+    if (ratio[labels + 1, chosen] < _CLEARLY).any():
+        return None
+    rows[chosen] = labels + 1
+    return [int(row) for row in rows]
 
 
 def find_labels(data: Path) -> LabelDescription | None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from napari_brainmvp.training.finetuning.data import LabelledCrops
 from napari_brainmvp.training.finetuning.model import SegmentationModel
 from napari_brainmvp.training.finetuning.objective import truth
+from napari_brainmvp.training.labels import assign_classes
 
 __all__ = ["fit_head", "match_classes"]
 
 _BATCHES, _VOXELS = 12, 6000
 """Batches of crops that are looked at, and voxels taken from each."""
-_CLEARLY = 4.0
-"""How many times as probable a class must be in a label as in the background to be taken for a part of the label."""
 
 Parts = tuple[tuple[int, ...], ...]
 """For each class of a network, the output channels it is part of; see :class:`~napari_brainmvp.networks.Unions`."""
@@ -27,10 +25,8 @@ Parts = tuple[tuple[int, ...], ...]
 def match_classes(model: SegmentationModel, crops: LabelledCrops, fabric: Fabric) -> Parts:
     """Find which labels the classes of a network are parts of, by where the network sees them.
 
-    A class is the more likely part of a label, the more probable it is there than in the background: r(l, c) =
-    mean of p(c) in l / mean of p(c) in the background. Every label takes one class, so that the product of r is
-    largest; any other class belongs to the label where r is largest, or to the background where that is small. So a
-    model of tissues is at once a model of the regions of a dataset, whatever they are called.
+    See :func:`~napari_brainmvp.training.labels.assign_classes`. So a model of tissues is at once a model of the regions
+    of a dataset, whatever they are called.
 
     Parameters
     ----------
@@ -61,16 +57,9 @@ def match_classes(model: SegmentationModel, crops: LabelledCrops, fabric: Fabric
             there = batch["rows"] == row
             sums[row] += probabilities[there].sum(0)
             counts[row] += there.sum()
-    means = (sums / counts.clamp(min=1)).clamp(min=1e-6)
-    lift = means / means[0]
-    lift[0] = _CLEARLY
-    rows = lift.argmax(0)
-    if classes < len(table):
+    rows = assign_classes((sums / counts.clamp(min=1)).numpy())
+    if rows is None:
         return ()
-    labels, chosen = linear_sum_assignment(lift[1:].log().numpy(), maximize=True)
-    if (lift[labels + 1, chosen] < _CLEARLY).any():
-        return ()
-    rows[chosen] = torch.from_numpy(labels + 1)
     return tuple(tuple(table[row].nonzero()[:, 0].tolist()) for row in rows)
 
 
