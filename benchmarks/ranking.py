@@ -32,8 +32,8 @@ from napari_brainmvp.models import LoadedModel, find_model, load_model
 from napari_brainmvp.study import Study
 from napari_brainmvp.synthesis import SynthesisSpec, make_study
 
-FIRST_SEED = 9_400_000
-"""Synthetic studies of this benchmark alone."""
+FIRST_SEED = 9_400_200
+"""Synthetic studies of this benchmark alone; those of 9400000 and 9400100 chose the score."""
 LESIONS = ("glioma", "ms", "stroke")
 MEASURED = 0.03
 """Share of a study's brain voxels that it is measured on."""

@@ -25,7 +25,7 @@ from napari_brainmvp.annotation.participants import export_participants, import_
 from napari_brainmvp.annotation.prediction import StudyPredictor, labelled_voxels
 from napari_brainmvp.annotation.probe import Probe, ProbeSpec
 from napari_brainmvp.annotation.project import AnnotationProject
-from napari_brainmvp.annotation.ranking import rank_project, rank_studies, sample_voxels, summarise
+from napari_brainmvp.annotation.ranking import StudySummary, rank_project, rank_studies, sample_voxels, summarise
 from napari_brainmvp.annotation.store import FeatureStore
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
 from napari_brainmvp.io import find_studies, read_label_map, read_study
@@ -202,22 +202,28 @@ def test_the_uncertain_slice_is_not_one_that_is_painted_all_over(features):
     assert predictor.uncertain_slice(labels, 2) != first
 
 
-def test_a_study_unlike_the_annotated_ones_comes_first(model, features):
+def test_a_study_that_many_are_like_comes_first_and_one_that_shows_more():
+    def summary(name: str, place: float, sought: float = 0.1) -> StudySummary:
+        return StudySummary(name, sought, np.array([[place, 0.0]], np.float32))
+
+    done = [summary("done", 0)]
+    crowd = [summary("b", 10.2), summary("a", 10), summary("c", 10.4)]
+    ranked = [s.name for s in rank_studies([*crowd, summary("like done", 0.1), summary("odd", 25)], done)]
+    assert ranked[0] == "b"  # amid what is unlike
+    assert ranked.index("like done") > ranked.index("a")
+    more = [summary("a", 10), summary("b", 10, sought=0.3)]
+    assert [s.name for s in rank_studies(more, done)] == ["b", "a"]
+    assert rank_studies(crowd, [])[0].name == "b"
+    assert rank_studies([], done) == []
+
+
+def test_a_summary_tells_how_much_of_what_is_painted_a_study_shows(features):
     predictor = StudyPredictor(features, background=1)
     predictor.fit(strokes())
-    odd = lesion_study(seed=2)
-    noise = np.random.default_rng(0).normal(0, 60, SHAPE)
-    scans = {
-        k: type(s)(s.modality, np.maximum(s.data + noise * (s.data > 0), 0).astype(np.float32), s.grid)
-        for k, s in odd.scans.items()
-    }
-    candidates = {"alike": lesion_study(seed=3), "odd": type(odd)("odd", scans)}
-    summaries = [
-        summarise(name, sample_voxels(compute_features(s, model)).values, predictor.probe)
-        for name, s in candidates.items()
-    ]
-    done = summarise("done", sample_voxels(features).values, predictor.probe)
-    assert rank_studies(summaries, [done])[0].name == "odd"
+    lesion = predictor.probe.classes.index(2)
+    share = (predictor.probe.predict(features.values).argmax(1) == lesion).float().mean()
+    summary = summarise("here", sample_voxels(features).values, predictor.probe)
+    assert summary.sought == pytest.approx(float(share), abs=0.03)
 
 
 def test_a_projects_unpainted_studies_in_order(model, features, tmp_path):
@@ -231,7 +237,7 @@ def test_a_projects_unpainted_studies_in_order(model, features, tmp_path):
         rank_project(project, found.__getitem__)
     project.labels("done").record(strokes().astype(np.uint8))
     steps = []
-    assert rank_project(project, found.__getitem__, steps.append) == ["less", "alike"]  # no FLAIR: unsure, and unlike
+    assert rank_project(project, found.__getitem__, steps.append) == ["alike", "less"]  # with FLAIR it shows more
     assert len(steps) == 3
     token = CancelToken()
     token.cancel()

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from conftest import brain, save
-from models_for_tests import tiny_encoder, tiny_model
+from models_for_tests import tiny_card, tiny_encoder, tiny_model
 from napari_brainmvp.errors import BrainMVPError, FileError, ModelError
 from napari_brainmvp.inference import segment
 from napari_brainmvp.io import read_study
-from napari_brainmvp.models import find_model, list_models
+from napari_brainmvp.models import find_model, list_models, load_model
 from napari_brainmvp.models.bundle import export_bundle
 from napari_brainmvp.models.sharing import export_folder, pull_model, push_model
 
@@ -94,6 +94,22 @@ def test_the_bundles_network_can_be_built_by_monai_alone(home, tmp_path):
     network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
     assert network.eval()(torch.zeros(1, 4, 32, 32, 32)).shape == (1, 4, 32, 32, 32)
     assert "pip install napari-brainmvp" in (bundle / "docs" / "README.md").read_text()
+
+
+def test_a_network_whose_outputs_are_unions_is_built_by_monai_as_well(home, tmp_path):
+    from monai.bundle import ConfigParser
+
+    parts = ((), (0,), (0, 1), (0,), ())
+    spec = tiny_card().network.model_copy(update={"parts": parts, "out_channels": 2})
+    folder = tiny_model(home / "models", "unions", network=spec, activation="sigmoid", channels=(2, 1))
+    bundle = export_bundle(find_model(folder), tmp_path / "bundle")
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / "inference.json")
+    network = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+    x = torch.rand(1, 4, 32, 32, 32)
+    torch.testing.assert_close(network.eval()(x), load_model(find_model(folder)).network(x))
+    assert network(x).shape == (1, 2, 32, 32, 32)
 
 
 def test_regions_are_exported_too(home, studies, tmp_path):

@@ -1,4 +1,4 @@
-"""Which study to annotate next: where the probe is unsure, and where no annotated study is like it."""
+"""Which study to annotate next: one that shows much of what is painted, and that many others are like."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from torch import Tensor
 
 from napari_brainmvp.annotation.features import StudyFeatures
@@ -29,18 +30,15 @@ class StudySummary:
     Parameters
     ----------
     name : str
-    uncertainty : float
-        Mean relative entropy of the prediction over the foreground, 0..1.
+    sought : float
+        Share of the foreground that is predicted as anything but background, 0..1.
     content : ndarray of shape (C, F), float32
         Mean features of what is predicted as each class; 0 where a class is absent.
-    shares : ndarray of shape (C,), float32
-        Share of each class.
     """
 
     name: str
-    uncertainty: float
+    sought: float
     content: NDArray[np.float32]
-    shares: NDArray[np.float32]
 
 
 def sample_voxels(features: StudyFeatures) -> LabelledVoxels:
@@ -52,29 +50,29 @@ def sample_voxels(features: StudyFeatures) -> LabelledVoxels:
 def summarise(name: str, values: Tensor, probe: Probe) -> StudySummary:
     """Predict a sample (n, F) of a study's voxels and summarise them."""
     probabilities = probe.predict(values)
-    entropy = -(probabilities * probabilities.clamp(min=1e-9).log()).sum(1) / np.log(probabilities.shape[1])
     sums = probabilities.T @ values.float()
     total = probabilities.sum(0)
     content = sums / (total + 0.002 * len(values))[:, None]
-    return StudySummary(name, float(entropy.mean()), content.numpy(), (total / len(values)).numpy())
+    background = float(total[probe.classes.index(probe.background)]) if probe.background in probe.classes else 0.0
+    return StudySummary(name, 1 - background / len(values), content.numpy())
 
 
 def rank_studies(candidates: Sequence[StudySummary], annotated: Sequence[StudySummary]) -> list[StudySummary]:
     """Order studies by what annotating them would teach, most first.
 
-    The score is the rank by uncertainty plus the rank by distance to the nearest annotated study, in class-wise mean
-    features; without any annotated study, the least typical come last.
+    The score is the rank by how much of what is painted a study shows, plus the rank by how near all studies would be
+    to an annotated one if this were: the sum of distances to the nearest one, in class-wise mean features. Uncertainty
+    is left out: in a simulated loop it helped with one set of studies and harmed with another.
     """
     if not candidates:
         return []
     everything = np.stack([s.content.ravel() for s in (*candidates, *annotated)])
-    mine, theirs = everything[: len(candidates)], everything[len(candidates) :]
-    if len(theirs):
-        distance = np.linalg.norm(mine[:, None] - theirs[None], axis=-1).min(1)
-    else:
-        distance = -np.linalg.norm(mine - mine.mean(0), axis=-1)
-    doubt = np.array([s.uncertainty for s in candidates])
-    score = doubt.argsort().argsort() + distance.argsort().argsort()
+    distance = np.linalg.norm(everything[:, None] - everything[None], axis=-1)
+    count = len(candidates)
+    nearest = distance[:, count:].min(1, initial=np.inf)
+    left = np.array([np.minimum(nearest, distance[:, k]).sum() for k in range(count)])
+    sought = np.array([s.sought for s in candidates])
+    score = rankdata(sought) + rankdata(-left)
     return [candidates[k] for k in np.argsort(-score, kind="stable")]
 
 
