@@ -26,7 +26,7 @@ from annotation import BACKGROUND, REGIONS, scattered, truth_of
 from napari_brainmvp.annotation.features import compute_features
 from napari_brainmvp.annotation.prediction import LabelledVoxels, labelled_voxels
 from napari_brainmvp.annotation.probe import Probe
-from napari_brainmvp.annotation.ranking import rank_studies, sample_voxels, summarise
+from napari_brainmvp.annotation.ranking import fit_probe, rank_studies, sample_voxels, summarise
 from napari_brainmvp.io import find_studies, read_study
 from napari_brainmvp.models import LoadedModel, find_model, load_model
 from napari_brainmvp.study import Study
@@ -70,10 +70,8 @@ class Loop:
         """Fit to what is annotated."""
         key = tuple(sorted(done))
         if key not in self._probes:
-            marked = [self.cases[k].marked for k in key]
-            probe = Probe(marked[0].names, BACKGROUND)
-            probe.fit(torch.cat([m.values for m in marked]), np.concatenate([m.labels for m in marked]))
-            self._probes[key] = probe
+            others = [self.cases[k].sample for k in self.pool if k not in key]
+            self._probes[key], _ = fit_probe([self.cases[k].marked for k in key], others, BACKGROUND)
         return self._probes[key]
 
     def score(self, done: list[int]) -> float:
@@ -122,6 +120,9 @@ def main() -> None:
     print(f"{len(cases)} studies described", flush=True)
     half = len(cases) // 2
     pool = list(range(len(cases) if arguments.real_gliomas else half))
+    pool = [k for k in pool if len(np.unique(cases[k].marked.labels)) > 1]  # of the others nothing can be painted
+    if arguments.rounds > len(pool) - 2:
+        parser.error(f"--rounds: {len(pool)} studies to choose from allow {len(pool) - 2} at most")
     loop = Loop(cases, pool, [] if arguments.real_gliomas else list(range(half, len(cases))))
     table: dict[str, list[list[float]]] = {"ranked": [], "random": []}
     for first in pool:

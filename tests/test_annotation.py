@@ -22,16 +22,24 @@ from napari_brainmvp.annotation.export import export_dataset
 from napari_brainmvp.annotation.features import CLASS, compute_features
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.participants import export_participants, import_participants
-from napari_brainmvp.annotation.prediction import StudyPredictor, labelled_voxels
+from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor, labelled_voxels
 from napari_brainmvp.annotation.probe import Probe, ProbeSpec
 from napari_brainmvp.annotation.project import AnnotationProject
-from napari_brainmvp.annotation.ranking import StudySummary, rank_project, rank_studies, sample_voxels, summarise
+from napari_brainmvp.annotation.ranking import (
+    StudySummary,
+    fit_probe,
+    rank_project,
+    rank_studies,
+    sample_voxels,
+    summarise,
+)
 from napari_brainmvp.annotation.store import FeatureStore
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
 from napari_brainmvp.io import find_studies, read_label_map, read_study
 from napari_brainmvp.models import Label, find_model, load_model
 from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.study import LabelMap
+from napari_brainmvp.training.labels import assign_classes
 
 TESTS = Path(__file__).parent
 
@@ -91,6 +99,37 @@ def test_the_network_is_believed_where_nothing_is_labelled_and_the_hand_where_it
     found = np.array(trusting.classes)[trusting.predict(values).argmax(1).numpy()]
     assert (found[: lesion // 2] == 1).mean() > 0.9
     assert (found[lesion // 2 : lesion] == 7).mean() > 0.8
+
+
+def test_classes_are_found_whatever_columns_the_first_study_has(model):
+    studies = {keys: compute_features(lesion_study(keys=keys), model) for keys in (("t1",), ("t1", "flair", "adc"))}
+    labelled = [labelled_voxels(f, strokes()) for f in studies.values()]
+    probe, names = fit_probe(labelled, [sample_voxels(f) for f in studies.values()], background=1)
+    assert [name.startswith(CLASS) for name in names] == sorted(name.startswith(CLASS) for name in names)
+    assert len(set(names)) == len(names)
+    made = labelled[1].columns(names)[:, [k for k, name in enumerate(names) if name.startswith(CLASS)]]
+    torch.testing.assert_close(made.float().exp().sum(1), torch.ones(len(made)), rtol=0, atol=0.05)
+    lesion = probe.predict(labelled[1].columns(names))[:, probe.classes.index(2)]
+    assert lesion[labelled[1].labels == 2].mean() > 0.9
+    with pytest.raises(ValueError, match="must come last"):
+        Probe([f"{CLASS}0", "flair"], 1)
+    bare = LabelledVoxels(labelled[0].values[:, :1], labelled[0].labels, names[:1])
+    assert bare.columns(names)[:, -1].max() == -8
+
+
+def test_a_study_that_is_painted_all_over_is_fitted_to_the_labels_alone(features):
+    predictor = StudyPredictor(features, background=1)
+    predictor.fit(truth())
+    assert overlap(predictor.predict_volume().labels == 2, truth() == 2) > 0.8
+
+
+def test_classes_are_assigned_to_labels():
+    means = np.array([[0.9, 0.05, 0.01, 0.001, 0.039], [0.2, 0.1, 0.5, 0.1, 0.1], [0.1, 0.1, 0.2, 0.5, 0.1]])
+    assert assign_classes(means) == [0, 0, 1, 2, 0]
+    assert assign_classes(means[:2]) == [0, 0, 1, 1, 0]
+    assert assign_classes(means[[0, 0]]) is None  # nothing is commoner there than elsewhere
+    assert assign_classes(means[:, :1]) is None  # fewer classes than labels
+    assert assign_classes(np.array([[0.0, 0.0], [0.5, 0.5]])) is None  # none would be left for the background
 
 
 def test_labelled_places_are_counted_by_where_they_lie(features):

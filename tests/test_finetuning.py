@@ -479,10 +479,10 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
     good = {key: value.clone() for key, value in model.state_dict().items()}
     rough = {k: v + 0.3 * torch.randn(v.shape) if v.is_floating_point() else v for k, v in good.items()}
     close = {k: v * 1.001 if v.is_floating_point() else v for k, v in good.items()}
-    for honest in (True, False):
-        assert mix_in(rough, model, validation, 0.5, honest=honest) == 0
+    for whole in (True, False):
+        assert mix_in(rough, model, validation, 0.5, whole_cases=whole) == 0
         assert all(torch.equal(value, good[key]) for key, value in model.state_dict().items())
-    assert mix_in(close, model, validation, 0.5, honest=False) == 0.5  # this costs nothing
+    assert mix_in(close, model, validation, 0.5, whole_cases=False) == 0.5  # this costs nothing
     name = "network.decoder.out.conv.conv.weight"
     torch.testing.assert_close(model.state_dict()[name], good[name] * 1.0005, rtol=1e-5, atol=0)
 
@@ -492,11 +492,27 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
     second = finetune(spec, tmp_path / "second", cache=tmp_path / "cache")
     card = find_model(second).card
     assert (card.network.parts, card.activation) == (((), (0, 1), (0,)), "sigmoid")
-    assert card.training["start share"] in (0.5, 0.25, 0)
     again = segment(read_study(data / "sub-00"), second).labels
     assert (again != result.labels).mean() < 0.01
     assert ((again > 0) & (result.labels > 0)).sum() > 0.9 * (result.labels > 0).sum() > 0
-    spec = spec.model_copy(update={"init": str(second)})
+    assert json.loads((tmp_path / "second" / "parts.json").read_text()) == [[], [0, 1], [0]]
+
+    # with nothing held out half of the start is kept; after cross-validation as much as in the folds
+    start, kept = trained.network.state_dict(), {}
+    for share in (0.5, 0.0):
+        spec = spec_for(data, init=str(folder), labels=renamed, max_steps=3, held_out=0, start_share=share)
+        entry = find_model(finetune(spec, tmp_path / f"share-{share}", cache=tmp_path / "cache"))
+        assert entry.card.training["start share"] == share
+        kept[share] = load_model(entry).network.state_dict()
+    name = "decoder.decoder2.conv_block.conv1.conv.weight"
+    moved = kept[0.0][name] - start[name]
+    assert moved.abs().max() > 1e-3
+    torch.testing.assert_close(kept[0.5][name] - start[name], moved / 2, rtol=0.02, atol=1e-4)
+    spec = spec_for(data, init=str(folder), labels=renamed, max_steps=1, folds=2)
+    facts = find_model(finetune(spec, tmp_path / "folds", cache=tmp_path / "cache")).card.training
+    assert facts["start share"] == min(facts["start shares of the folds"])
+
+    spec = spec_for(data, init=str(second), labels=renamed, max_steps=1, learning_rate=1e-7)
     third = finetune(spec, tmp_path / "third", cache=tmp_path / "cache")
     assert find_model(third).card.network.parts == card.network.parts
     assert (segment(read_study(data / "sub-00"), third).labels != again).mean() < 0.01

@@ -84,7 +84,8 @@ def compute_features(
     """Compute the features of a study: seconds on a CPU.
 
     Each modality's prepared intensity, its Gaussian means at :data:`SCALES`, gradient magnitudes and local standard
-    deviations; then the network's logits and its decoder's maps at 1 and 1/2 of the resolution.
+    deviations; then the network's logits and its decoder's maps at 1 and 1/2 of the resolution; last the log
+    probabilities of its classes, where they are exclusive.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_brainmvp.annotation.features import StudyFeatures
+from napari_brainmvp.annotation.features import CLASS, StudyFeatures
 from napari_brainmvp.annotation.history import label_dtype
 from napari_brainmvp.annotation.probe import Probe, ProbeSpec
 from napari_brainmvp.errors import StudyError
@@ -20,6 +20,8 @@ __all__ = ["LabelledVoxels", "StudyPredictor", "VolumePrediction", "labelled_vox
 
 _PLACE = 8.0
 """Edge of the cubes that labelled places are counted in, mm."""
+_IMPROBABLE = -8.0
+"""Log probability of the classes of a network that has not seen a study."""
 _UNLABELLED = 8000
 """Voxels of the study on which the network is believed."""
 
@@ -44,7 +46,7 @@ class LabelledVoxels:
     places: int = 0
 
     def columns(self, names: tuple[str, ...]) -> Tensor:
-        """Return the values of other columns, 0 (the mean) for those that are not there."""
+        """Return the values of other columns: 0 (the mean) for those that are not there, no class being probable."""
         if names == self.names:
             return self.values
         known = {name: k for k, name in enumerate(self.names)}
@@ -52,6 +54,8 @@ class LabelledVoxels:
         for column, name in enumerate(names):
             if name in known:
                 out[:, column] = self.values[:, known[name]]
+            elif name.startswith(CLASS):
+                out[:, column] = _IMPROBABLE
         return out
 
 
@@ -86,7 +90,7 @@ class StudyPredictor:
         self.features, self.background = features, background
         self.probe = Probe(features.names, background, spec)
         self._rows = _native_rows(features)
-        self._unlabelled = features.values[:: max(1, features.count // _UNLABELLED)]
+        self._sample = torch.arange(0, features.count, max(1, features.count // _UNLABELLED))
         self._exact = np.abs(np.array(features.source.spacing) - features.grid.spacing[0]).max() < 1e-3
 
     @property
@@ -116,8 +120,12 @@ class StudyPredictor:
         for other in others:
             values.append(other.columns(self.features.names))
             found.append(other.labels)
+        free = torch.ones(self.features.count, dtype=torch.bool)
+        painted = self._rows[labels != 0]
+        free[torch.from_numpy(painted[painted >= 0]).long()] = False
+        unlabelled = self.features.values[self._sample[free[self._sample]]]
         places = mine.places + sum(other.places for other in others)
-        self.probe.fit(torch.cat(values), np.concatenate(found), steps, unlabelled=self._unlabelled, places=places)
+        self.probe.fit(torch.cat(values), np.concatenate(found), steps, unlabelled=unlabelled, places=places)
 
     def predict_slice(self, axis: int, index: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
         """Predict one plane of the study's own grid.

@@ -105,7 +105,8 @@ class Probe:
     Parameters
     ----------
     names : sequence of str
-        Columns of the feature matrix, as in :class:`~napari_brainmvp.annotation.features.StudyFeatures`.
+        Columns of the feature matrix, as in :class:`~napari_brainmvp.annotation.features.StudyFeatures`; those of the
+        network's classes come last.
     background : int
         Label value of what is nothing of interest.
     spec : ProbeSpec
@@ -115,6 +116,8 @@ class Probe:
         self.spec, self.background = spec or ProbeSpec(), background
         self.classes: tuple[int, ...] = ()
         self._features = sum(not name.startswith(CLASS) for name in names)
+        if any(name.startswith(CLASS) for name in names[: self._features]):
+            raise ValueError(f"The columns {CLASS!r}… must come last, not as in {', '.join(names)}.")
         self._generator = torch.Generator().manual_seed(self.spec.seed)
         self._noise = self.spec.noise * torch.randn(
             4 * self.spec.batch + _BELIEVED, self._features, generator=self._generator
@@ -157,6 +160,7 @@ class Probe:
                 "are looking for."
             )
         target = torch.from_numpy(numbers.astype(np.int64))
+        unlabelled = unlabelled if unlabelled is not None and len(unlabelled) else None
         found = tuple(int(c) for c in classes)
         unions = self._match(found, values, target, unlabelled)
         prior = self._prior(values, unions, len(found))
@@ -184,7 +188,7 @@ class Probe:
         """Find which of the network's classes make up each label: (C, K) of 0 and 1, or None where they do not.
 
         Background strokes are often put where the network is wrong, so what is common outside the labels is read off
-        the unlabelled voxels.
+        the unlabelled voxels. Labels that fill much of the brain have no such contrast, and go by the strokes alone.
         """
         if not (self.spec.trust and values.shape[1] > self._features and self.background in classes):
             return None

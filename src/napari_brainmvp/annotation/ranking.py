@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from napari_brainmvp.annotation.features import StudyFeatures
+from napari_brainmvp.annotation.features import CLASS, StudyFeatures
 from napari_brainmvp.annotation.prediction import LabelledVoxels, labelled_voxels
 from napari_brainmvp.annotation.probe import Probe
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 
-__all__ = ["StudySummary", "rank_project", "rank_studies", "sample_voxels", "summarise"]
+__all__ = ["StudySummary", "fit_probe", "rank_project", "rank_studies", "sample_voxels", "summarise"]
 
 _SAMPLE = 20_000
 
@@ -76,6 +76,30 @@ def rank_studies(candidates: Sequence[StudySummary], annotated: Sequence[StudySu
     return [candidates[k] for k in np.argsort(-score, kind="stable")]
 
 
+def fit_probe(
+    labelled: Sequence[LabelledVoxels], others: Sequence[LabelledVoxels], background: int
+) -> tuple[Probe, tuple[str, ...]]:
+    """Fit a probe to the strokes of several studies; return it with the columns it reads.
+
+    Parameters
+    ----------
+    labelled, others : sequence of LabelledVoxels
+        Of the studies that are painted on, and samples of those that are not.
+    background : int
+        Label value of what is nothing of interest.
+    """
+    every = dict.fromkeys(name for voxels in (*labelled, *others) for name in voxels.names)
+    names = tuple(sorted(every, key=lambda name: name.startswith(CLASS)))  # log probabilities come last
+    probe = Probe(names, background)
+    probe.fit(
+        torch.cat([v.columns(names) for v in labelled]),
+        np.concatenate([v.labels for v in labelled]),
+        unlabelled=torch.cat([v.columns(names)[::20] for v in others]),
+        places=sum(v.places for v in labelled),
+    )
+    return probe, names
+
+
 def rank_project(
     project: AnnotationProject,
     read: Callable[[str], StudyFeatures],
@@ -115,14 +139,8 @@ def rank_project(
         samples[reference.name] = sample_voxels(features)
         if reference.name in painted:
             labelled.append(labelled_voxels(features, painted[reference.name]))
-    names = tuple(dict.fromkeys(name for voxels in samples.values() for name in voxels.names))
-    probe = Probe(names, project.background.value)
-    probe.fit(
-        torch.cat([v.columns(names) for v in labelled]),
-        np.concatenate([v.labels for v in labelled]),
-        unlabelled=torch.cat([v.columns(names)[::20] for v in samples.values()]),
-        places=sum(v.places for v in labelled),
-    )
+    unpainted = [voxels for name, voxels in samples.items() if name not in painted]
+    probe, names = fit_probe(labelled, unpainted, project.background.value)
     summaries = {name: summarise(name, voxels.columns(names), probe) for name, voxels in samples.items()}
     candidates = [summary for name, summary in summaries.items() if name not in painted]
     return [s.name for s in rank_studies(candidates, [summaries[name] for name in painted])]

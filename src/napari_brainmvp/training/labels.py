@@ -192,7 +192,8 @@ def assign_classes(means: NDArray[np.floating]) -> list[int] | None:
     Returns
     -------
     list of int or None
-        For each class its row; None where a label has no class that is clearly more probable there.
+        For each class its row; None where a label has no class that is clearly more probable there, or the
+        background has none.
     """
     from scipy.optimize import linear_sum_assignment  # slow to import, and rarely needed
 
@@ -205,7 +206,7 @@ def assign_classes(means: NDArray[np.floating]) -> list[int] | None:
     if (ratio[labels + 1, chosen] < _CLEARLY).any():
         return None
     rows[chosen] = labels + 1
-    return [int(row) for row in rows]
+    return [int(row) for row in rows] if (rows == 0).any() else None
 
 
 def find_labels(data: Path) -> LabelDescription | None:

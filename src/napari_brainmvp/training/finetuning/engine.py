@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.fabric import Fabric
 from torch.utils.data import DataLoader
 
 from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.io.atomic import write_text_atomic
 from napari_brainmvp.models import (
     LoadedModel,
     ModelCard,
@@ -109,9 +111,9 @@ def finetune(
     preparation = source.card.preparation if source is not None else PreparationSpec()
     studies, labels, problems = collect(spec, preparation, cache or cache_folder(), progress, cancel)
     describe_run(run, spec, problems)
-    job = _Segmentation(spec, run, source, studies, labels, progress, cancel)
     if (run / "model").exists():
         return run / "model"
+    job = _Segmentation(spec, run, source, studies, labels, progress, cancel)
     return job.cross_validate() if spec.folds else job.train_once()
 
 
@@ -136,7 +138,7 @@ class _Segmentation:
         self.network: NetworkSpec = network_spec(
             source, spec.encoder, len(self.modalities), len(labels.channels), spec.deep_supervision
         )
-        self.network = self.network.model_copy(update={"parts": self._parts()})
+        self.network = self.network.model_copy(update={"parts": self._kept_parts()})
 
     def _modalities(self) -> tuple[str, ...]:
         """Return the input channels: those asked for, those of the model, or those most studies have."""
@@ -145,6 +147,20 @@ class _Segmentation:
         if self.source is not None and self.source.card.task == "segmentation":
             return self.source.card.modalities
         return choose_modalities(self.studies)
+
+    def _kept_parts(self) -> Parts:
+        """Return what was found when the run began, or find it: a resumed run must mean the same by its weights."""
+        path = self.run / "parts.json"
+        if path.is_file():
+            return tuple(tuple(map(int, unions)) for unions in json.loads(path.read_text(encoding="utf-8")))
+        if last_checkpoint(self.run) is not None:
+            return ()  # a run from before labels were unions
+        self.progress(Progress("Comparing classes with labels"))
+        parts = self._parts()
+        if self.cancel is not None:
+            self.cancel.raise_if_cancelled()
+        write_text_atomic(path, json.dumps(parts) + "\n")
+        return parts
 
     def _parts(self) -> Parts:
         """Return which of the source's classes make up each output channel; empty where they do not."""
@@ -177,23 +193,29 @@ class _Segmentation:
         if folds < 2:
             raise BrainMVPError("Cross-validation needs two studies or more: leave out folds, or add studies.")
         scores: list[CaseScores] = []
-        best = []
+        best, shares = [], []
         for fold in range(folds):
             held = [Case(study) for study in self.studies[fold::folds]]
             train = [Case(s) for k, s in enumerate(self.studies) if k % folds != fold]
             _, facts, found = self.train(self.run / f"fold-{fold + 1}", train, held, f"Fold {fold + 1} of {folds}: ")
             scores += found
             best.append(int(facts["step"]))
+            shares.append(float(facts["start share"]))
         cases = [Case(study) for study in self.studies]
-        model, facts, _ = self.train(self.run, cases, [])
-        facts |= {"cross-validation": f"{folds} folds", "best steps of the folds": best}
+        model, facts, _ = self.train(self.run, cases, [], most=sorted(shares)[(folds - 1) // 2])
+        facts |= {
+            "cross-validation": f"{folds} folds",
+            "best steps of the folds": best,
+            "start shares of the folds": shares,
+        }
         return self.finish(model, facts, scores, f"{folds}-fold cross-validation", len(cases))
 
     def train(
-        self, folder: Path, train: Sequence[Case], held: Sequence[Case], prefix: str = ""
+        self, folder: Path, train: Sequence[Case], held: Sequence[Case], prefix: str = "", most: float | None = None
     ) -> tuple[SegmentationModel, dict[str, Any], list[CaseScores]]:
-        """Train one model, resuming where its folder has a checkpoint."""
+        """Train one model, resuming where its folder has a checkpoint; keep ``most`` of its start at most."""
         spec = self.spec
+        most = spec.start_share if most is None else most
         folder.mkdir(parents=True, exist_ok=True)
 
         def progress(report: Progress) -> None:
@@ -214,8 +236,8 @@ class _Segmentation:
         loop.train(iter(loader), step, progress, self.cancel)
         best, at = loop.result()
         share = 0.0
-        if done is not None and done.complete and spec.start_share:
-            share = mix_in(start, best, validation, spec.start_share, honest=not any(case.slices for case in held))
+        if done is not None and done.all_from_source and most:
+            share = mix_in(start, best, validation, most, whole_cases=not any(case.slices for case in held))
         temperature = validation.temperature(best)
         spacing = self.preparation.spacing
         scores = measure(best, held, crops, self.patch, spacing, self.fabric, progress, self.cancel)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
@@ -16,6 +18,8 @@ __all__ = ["fit_head", "match_classes"]
 
 _BATCHES, _VOXELS = 12, 6000
 """Batches of crops that are looked at, and voxels taken from each."""
+
+logger = logging.getLogger(__name__)
 
 Parts = tuple[tuple[int, ...], ...]
 """For each class of a network, the output channels it is part of; see :class:`~napari_brainmvp.networks.Unions`."""
@@ -57,8 +61,14 @@ def match_classes(model: SegmentationModel, crops: LabelledCrops, fabric: Fabric
             there = batch["rows"] == row
             sums[row] += probabilities[there].sum(0)
             counts[row] += there.sum()
-    rows = assign_classes((sums / counts.clamp(min=1)).numpy())
+    if not counts.all():
+        values = (crops.labels.background, *crops.labels.values)
+        unseen = ", ".join(str(value) for value, count in zip(values, counts, strict=True) if not count)
+        logger.info("No voxel with the label %s was seen: the output layer starts anew.", unseen)
+        return ()
+    rows = assign_classes((sums / counts).numpy())
     if rows is None:
+        logger.info("The model's classes do not make up the labels: the output layer starts anew.")
         return ()
     return tuple(tuple(table[row].nonzero()[:, 0].tolist()) for row in rows)
 

@@ -14,7 +14,15 @@ from napari_brainmvp.models import LoadedModel, ModelCard, NetworkSpec
 from napari_brainmvp.models.weights import build_network
 from napari_brainmvp.networks import UNIFORMER_COMPACT, UNIFORMER_SMALL, EncoderSpec, SegmentationNetwork
 
-__all__ = ["Transfer", "encoder_of", "network_spec", "transfer"]
+__all__ = [
+    "Transfer",
+    "class_network",
+    "encoder_of",
+    "has_exclusive_classes",
+    "network_spec",
+    "same_output",
+    "transfer",
+]
 
 _STEMS = ("encoder.patch_embed1.proj.weight", "decoder.proj1.proj.weight")
 """Convolutions of the raw input: their second axis is modalities."""
@@ -44,7 +52,7 @@ class Transfer:
         return f"{_HEAD}weight" in self.taken
 
     @property
-    def complete(self) -> bool:
+    def all_from_source(self) -> bool:
         """Whether everything that inference needs is the source's, so that training goes on from what it does."""
         return not self.adapted and all(name.startswith("ms_out.") for name in self.new)
 

@@ -113,7 +113,12 @@ class CropValidation:
 
 @torch.no_grad()
 def mix_in(
-    start: Mapping[str, Tensor], model: SegmentationModel, validation: CropValidation, share: float, *, honest: bool
+    start: Mapping[str, Tensor],
+    model: SegmentationModel,
+    validation: CropValidation,
+    share: float,
+    *,
+    whole_cases: bool,
 ) -> float:
     """Mix the weights that training started from into those it led to, in place; return their share.
 
@@ -130,8 +135,8 @@ def mix_in(
     validation : CropValidation
     share : float
         s, 0..1.
-    honest : bool
-        Whether whole cases were held out.
+    whole_cases : bool
+        Whether whole cases were held out, not slices.
     """
     trained = {key: value.clone() for key, value in model.state_dict().items()}
     shares = [s for s in (share, share / 2) if s > 0] + [0.0]
@@ -144,7 +149,7 @@ def mix_in(
     for s in shares:
         model.load_state_dict(mixed(s))
         scores.append(validation(model, None).get("score", 0.0))
-    enough = max(scores) if honest else scores[-1] - _PRICE
+    enough = max(scores) if whole_cases else scores[-1] - _PRICE
     chosen = next(s for s, score in zip(shares, scores, strict=True) if score >= enough)
     model.load_state_dict(mixed(chosen))
     return chosen
