@@ -76,7 +76,8 @@ def finetune(
     spec : FinetuneSpec
     run : Path
         Folder for ``spec.json``, ``problems.txt``, ``metrics.csv``, ``validation.csv``, ``held_out.csv``,
-        ``pictures``, checkpoints and, in the end, ``model``; with cross-validation also ``fold-1`` and so on.
+        ``pictures``, ``parts.json``, checkpoints and, in the end, ``model``; with cross-validation also ``fold-1`` and
+        so on.
     resume : bool
         Go on from the last checkpoint; without, the folder must not hold one.
     cache : Path, optional
