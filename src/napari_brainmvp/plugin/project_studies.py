@@ -46,8 +46,8 @@ class ProjectStudies(QWidget):
     def _build(self) -> None:
         self.studies.setToolTip("Studies of the project: choose one to open it.")
         self.rank.setToolTip(
-            "Order the studies nobody has painted on by what they would teach: where the probe is unsure, and where no "
-            "painted study is like them. Every study is read once, which takes a while."
+            "Order the studies nobody has painted on: first those that show much of what is painted, and that many "
+            "others are like. Every study is read once, which takes a while."
         )
         for box in (self.studies, self.group):  # a long name shall not widen the panel
             box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -160,7 +160,7 @@ class ProjectStudies(QWidget):
     def _found(self, order: list[str]) -> None:
         self._order = tuple(order)
         self.show_project(self._project, self._current)
-        self.said.emit(f"Annotate {order[0]} next: of the studies left, it would teach most.")
+        self.said.emit(f"Annotate {order[0]} next: it shows much of what you paint, and others are like it.")
 
     def _run(self, function: Callable[..., Any], done: Callable[[Any], None]) -> None:
         if self._work is not None:
