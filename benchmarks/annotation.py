@@ -156,8 +156,8 @@ class Forest:
 class InstantProbe:
     """Ours."""
 
-    def __init__(self, features: StudyFeatures, seed: int = 0) -> None:
-        self.predictor = StudyPredictor(features, BACKGROUND, ProbeSpec(seed=seed))
+    def __init__(self, features: StudyFeatures, spec: ProbeSpec) -> None:
+        self.predictor = StudyPredictor(features, BACKGROUND, spec)
 
     def __call__(self, labels: np.ndarray) -> np.ndarray:
         """Fit and predict."""
@@ -221,12 +221,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", default="slices,strokes,times")
     parser.add_argument("--teachers", nargs="+", default=[], help="names of studies, for --parts across")
+    parser.add_argument("--trust", type=float, default=ProbeSpec.trust, help="in the default model; 0 for none")
     parser.add_argument("--without-forest", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    parts = arguments.parts.split(",")
+    parts, spec = arguments.parts.split(","), ProbeSpec(trust=arguments.trust)
     model = load_model(find_model())
     table: dict[str, object] = {
         "model": model.card.name,
@@ -242,9 +243,9 @@ def main() -> None:
         features = compute_features(study, model)
         row: dict[str, object] = {"feature seconds": time.perf_counter() - started}
         if "slices" in parts:
-            row["slices, probe"] = protocol_slices(truth, InstantProbe(features), arguments.seed)
+            row["slices, probe"] = protocol_slices(truth, InstantProbe(features, spec), arguments.seed)
         if "strokes" in parts:
-            row["strokes, probe"] = protocol_strokes(truth, InstantProbe(features))
+            row["strokes, probe"] = protocol_strokes(truth, InstantProbe(features, spec))
         if "times" in parts:
             row["times"] = timings(features, truth)
         if not arguments.without_forest and {"slices", "strokes"} & set(parts):

@@ -105,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real-gliomas", type=Path)
     parser.add_argument("--synthetic", type=int, default=24, help="studies without --real-gliomas")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--orders", type=int, default=5, help="random orders for each first study")
     parser.add_argument("--threads", type=int, default=2)
@@ -115,7 +116,8 @@ def main() -> None:
     if arguments.real_gliomas:
         studies = (read_study(files.scans["t1"].parent) for files in find_studies(arguments.real_gliomas))
     else:
-        studies = (make_study(FIRST_SEED + k, SynthesisSpec(lesion=LESIONS[k % 3])) for k in range(arguments.synthetic))
+        seeds = range(arguments.first_seed, arguments.first_seed + arguments.synthetic)
+        studies = (make_study(s, SynthesisSpec(lesion=LESIONS[k % 3])) for k, s in enumerate(seeds))
     cases = [make_case(study, model, number) for number, study in enumerate(studies)]
     print(f"{len(cases)} studies described", flush=True)
     half = len(cases) // 2

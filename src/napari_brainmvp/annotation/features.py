@@ -29,7 +29,7 @@ from napari_brainmvp.preparation import PreparedStudy, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.study import Grid, Study
 
-__all__ = ["CLASS", "SCALES", "StudyFeatures", "compute_features"]
+__all__ = ["CLASS", "LIMIT", "SCALES", "StudyFeatures", "compute_features"]
 
 SCALES = (1.0, 2.0, 4.0, 8.0)
 """Standard deviations of the Gaussians that describe a voxel's surroundings, mm."""
@@ -38,7 +38,8 @@ CLASS = "class "
 _WINDOW = (160, 192, 160)
 """Largest window of the network: a whole brain at 1 mm in one pass, in about 2 GB."""
 _OVERLAP = 0.25
-_LIMIT = 8.0
+LIMIT = 8.0
+"""Largest size of a value; -8 is the lowest log probability."""
 _CHUNK = 1 << 16
 
 
@@ -145,11 +146,11 @@ class _Columns:
     def add(self, name: str, volume: Tensor) -> None:
         inside = volume[self._mask].float()
         deviation, mean = torch.std_mean(inside)
-        self._columns.append(((inside - mean) / (deviation + 1e-4)).clamp(-_LIMIT, _LIMIT).bfloat16())
+        self._columns.append(((inside - mean) / (deviation + 1e-4)).clamp(-LIMIT, LIMIT).bfloat16())
         self.names.append(name)
 
     def add_plain(self, name: str, volume: Tensor) -> None:
-        self._columns.append(volume[self._mask].float().clamp(-_LIMIT, _LIMIT).bfloat16())
+        self._columns.append(volume[self._mask].float().clamp(-LIMIT, LIMIT).bfloat16())
         self.names.append(name)
 
     def stacked(self) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_brainmvp.annotation.features import CLASS, StudyFeatures
+from napari_brainmvp.annotation.features import CLASS, LIMIT, StudyFeatures
 from napari_brainmvp.annotation.history import label_dtype
 from napari_brainmvp.annotation.probe import Probe, ProbeSpec
 from napari_brainmvp.errors import StudyError
@@ -20,8 +20,6 @@ __all__ = ["LabelledVoxels", "StudyPredictor", "VolumePrediction", "labelled_vox
 
 _PLACE = 8.0
 """Edge of the cubes that labelled places are counted in, mm."""
-_IMPROBABLE = -8.0
-"""Log probability of the classes of a network that has not seen a study."""
 _UNLABELLED = 8000
 """Voxels of the study on which the network is believed."""
 
@@ -55,7 +53,7 @@ class LabelledVoxels:
             if name in known:
                 out[:, column] = self.values[:, known[name]]
             elif name.startswith(CLASS):
-                out[:, column] = _IMPROBABLE
+                out[:, column] = -LIMIT
         return out
 
 

@@ -55,8 +55,6 @@ class ProbeSpec:
         Standard deviation of the noise added to the features, whose own is 1.
     learning_rate, weight_decay : float
         Of Adam (decoupled decay).
-    balance : float
-        Share of the classes' weights that is equal; the rest follows how much of each is labelled.
     ridge : float
         Of the closed-form start.
     trust : float
@@ -73,7 +71,6 @@ class ProbeSpec:
     noise: float = 0.3
     learning_rate: float = 0.01
     weight_decay: float = 0.3
-    balance: float = 0.0
     ridge: float = 0.1
     trust: float = 1.5
     seed: int = 0
@@ -81,21 +78,16 @@ class ProbeSpec:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Voxels to learn from: features (n, F), prior logits and wanted probabilities (n, K), and a chance for each."""
+    """Voxels to learn from: features (n, F), prior logits and wanted probabilities (n, K)."""
 
     values: Tensor
     prior: Tensor
     wanted: Tensor
-    chance: Tensor
 
-    def draw(self, size: int, uneven: bool, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Choose at most ``size`` of them."""
         count = len(self.values)
-        size = min(size, count)
-        if uneven:
-            chosen = torch.multinomial(self.chance, size, replacement=True, generator=generator)
-        else:
-            chosen = torch.randint(count, (size,), generator=generator) if count > size else torch.arange(count)
+        chosen = torch.randint(count, (size,), generator=generator) if count > size else torch.arange(count)
         return self.values[chosen], self.prior[chosen], self.wanted[chosen]
 
 
@@ -168,11 +160,8 @@ class Probe:
         if found != self.classes or not _same(unions, self._unions):
             self._unions = unions
             self._start(found, values.float(), target, prior)
-        counts = torch.bincount(target, minlength=len(classes)).float()
-        shares = (1 - self.spec.balance) * counts / counts.sum() + self.spec.balance / len(classes)
-        chance = (shares / counts)[target]
         with torch.inference_mode():
-            labelled = _Batch(values.float(), prior, F.one_hot(target, len(classes)).float(), chance)
+            labelled = _Batch(values.float(), prior, F.one_hot(target, len(classes)).float())
             believed = None if unions is None or unlabelled is None else self._believed(unlabelled)
             share = self.spec.trust / max(1, places)
             self._descend(labelled, believed, share, self.spec.steps if steps is None else steps)
@@ -180,7 +169,7 @@ class Probe:
     def _believed(self, values: Tensor) -> _Batch:
         """Take what the network says of voxels for the truth."""
         prior = self._prior(values, self._unions, len(self.classes))
-        return _Batch(values[:, : self._features].float(), prior, prior.softmax(1), torch.ones(len(values)))
+        return _Batch(values[:, : self._features].float(), prior, prior.softmax(1))
 
     def _match(
         self, classes: tuple[int, ...], values: Tensor, target: Tensor, unlabelled: Tensor | None
@@ -227,10 +216,10 @@ class Probe:
         first, bias, last, offset = self._weights
         moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in self._weights]
         for step in range(1, steps + 1):
-            x, prior, wanted = labelled.draw(spec.batch, spec.balance > 0, self._generator)
+            x, prior, wanted = labelled.draw(spec.batch, self._generator)
             weight = torch.full((len(x), 1), 1 / len(x))
             if believed is not None:
-                more = believed.draw(_BELIEVED, False, self._generator)
+                more = believed.draw(_BELIEVED, self._generator)
                 x, prior, wanted = (torch.cat(pair) for pair in zip((x, prior, wanted), more, strict=True))
                 weight = torch.cat([weight, torch.full((len(more[0]), 1), share / len(more[0]))])
             skip = int(torch.randint(len(self._noise) - len(x) + 1, (), generator=self._generator))

@@ -105,12 +105,8 @@ def _network_definition(card: ModelCard) -> dict[str, Any]:
 
 
 def _unions(card: ModelCard) -> dict[str, Any]:
-    overlapping = card.activation == "sigmoid"
-    return {
-        "_target_": "napari_brainmvp.networks.Unions",
-        "parts": card.network.parts,
-        "overlapping": overlapping,
-    }
+    parts, overlapping = card.network.parts, card.activation == "sigmoid"
+    return {"_target_": "napari_brainmvp.networks.Unions", "parts": parts, "overlapping": overlapping}
 
 
 def _inference(card: ModelCard) -> dict[str, Any]:
