@@ -93,6 +93,10 @@ def test_the_network_is_believed_where_nothing_is_labelled_and_the_hand_where_it
     for probe in (trusting, alone):
         probe.fit(values[first], labels, unlabelled=values[::2], places=4)
     assert errors(trusting) < 0.01 < 0.1 < errors(alone)  # 60 voxels of noise teach nothing, the network knows
+    says = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])  # background (1), background, lesion (7)
+    assert trusting._agreement(says, torch.tensor([0, 0, 1])) == 1
+    assert trusting._agreement(says, torch.tensor([0, 1, 1])) == 0.5
+    assert trusting._agreement(says, torch.tensor([1, 1, 0])) == 0  # wrong throughout: it is not believed at all
     second = np.r_[first, : lesion // 4]
     labels = np.r_[labels, np.full(lesion // 4, 1)]  # but this part of what it sees is background
     trusting.fit(values[second], labels, unlabelled=values[::2], places=20)

@@ -8,8 +8,8 @@ more before the volume is. Noise on the standardised inputs keeps a fit to a few
 
 Where the network's own classes make up what is being painted, the perceptron only learns what to change: its logits
 are added to those of the network, and a few voxels nobody labelled ask it to change nothing. They weigh the less, the
-more places are labelled. So the first strokes start from what the network knows, and the last ones from what the
-hand does.
+more places are labelled, and the more often the network is wrong there. So the first strokes start from what the
+network knows, and the last ones from what the hand does.
 """
 
 from __future__ import annotations
@@ -163,8 +163,17 @@ class Probe:
         with torch.inference_mode():
             labelled = _Batch(values.float(), prior, F.one_hot(target, len(classes)).float())
             believed = None if unions is None or unlabelled is None else self._believed(unlabelled)
-            share = self.spec.trust / max(1, places)
+            share = self.spec.trust / max(1, places) * self._agreement(prior, target)
             self._descend(labelled, believed, share, self.spec.steps if steps is None else steps)
+
+    def _agreement(self, prior: Tensor, target: Tensor) -> float:
+        """Say how well the network tells what is painted from background: 0 by chance or worse, 1 without an error."""
+        if self.background not in self.classes:
+            return 0.0
+        background = self.classes.index(self.background)
+        right = (prior.argmax(1) == background) == (target == background)
+        rates = [float(right[part].float().mean()) for part in (target == background, target != background)]
+        return max(0.0, sum(rates) - 1)
 
     def _believed(self, values: Tensor) -> _Batch:
         """Take what the network says of voxels for the truth."""
