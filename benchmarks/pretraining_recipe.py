@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch.utils.data import DataLoader
 
+from napari_brainmvp.inference.device import choose_precision
 from napari_brainmvp.training.cache import CachedStudy, cache_synthetic
 from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.pretraining.data import CropStream, Dataset
@@ -56,7 +57,7 @@ COLUMNS = ("view A", "view B", "all hidden", "template", "retrieval")
 
 def train(spec: PretrainingSpec, studies: Sequence[CachedStudy], run: Path) -> PretrainingModel:
     """Train a variant from its seed and return the averaged model."""
-    fabric = Fabric(accelerator="cpu", devices=1, precision=spec.precision)
+    fabric = Fabric(accelerator="cpu", devices=1, precision=choose_precision(spec.precision, "cpu"))
     trainer = _Run(fabric, spec, run, [])
     stream = CropStream([Dataset(tuple(studies), 1.0)], spec)
     trainer.train(DataLoader(stream, batch_size=None), 0, lambda progress: None, None)
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--crop", type=int, default=32)
     parser.add_argument("--studies", type=int, default=48, help="to train on; twelve more are held out")
+    parser.add_argument("--variant", action="append", choices=tuple(VARIANTS), help="only this one; repeatable")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
     keep_freed_memory()
@@ -111,6 +113,8 @@ def main() -> None:
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     for seed in range(arguments.seeds):
         for name, changes in VARIANTS.items():
+            if name not in (arguments.variant or VARIANTS):
+                continue
             if any(row["variant"] == name and row["seed"] == seed for row in rows):
                 continue
             fixed = {"crop": arguments.crop, "max_steps": arguments.steps, "seed": seed, "minutes": 1e6}

@@ -1,4 +1,4 @@
-"""What one sample of pre-training costs on this machine: the table in ``training/pretraining/estimate.py``.
+"""What one sample of pre-training costs on this machine: the tables in ``training/pretraining/survey.py``.
 
     python benchmarks/training_estimates.py compact 64 2
 
@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from napari_brainmvp.inference.device import choose_precision
 from napari_brainmvp.training.cache import cache_folder
 from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.pretraining.data import CropStream, collect
@@ -37,10 +38,11 @@ def main() -> None:
     model = PretrainingModel(spec).train()
     optimiser = torch.optim.AdamW(model.parameters())
     stream = CropStream(datasets, spec)
+    half = choose_precision(spec.precision, "cpu") == "bf16-mixed"
     seconds = []
     for number in range(4):
         began = time.process_time()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
             losses = model(stream.batch(number), 1.0)
         losses["loss"].backward()
         optimiser.step()

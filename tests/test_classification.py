@@ -19,7 +19,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from conftest import save
-from models_for_tests import tiny_model
+from models_for_tests import tiny_encoder
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 from napari_brainmvp.inference import classify
 from napari_brainmvp.io import class_of, read_participants, read_study
@@ -32,7 +32,9 @@ from napari_brainmvp.models import (
     remove_model,
     save_model,
 )
+from napari_brainmvp.models.weights import build_network
 from napari_brainmvp.networks import ClassificationNetwork, EncoderSpec, ReconstructionNetwork
+from napari_brainmvp.networks.classification import describe_content
 from napari_brainmvp.plugin.layers import layer_grid
 from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.training.checkpoints import last_checkpoint
@@ -97,8 +99,9 @@ def trained(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BRAINMVP_HOME", str(root / "home"))
-        tiny_model(root / "home" / "models")
-        return finetune(spec_for(write_dataset(root / "bids")), root / "run", cache=root / "cache")
+        tiny_encoder(root / "home" / "models")
+        spec = spec_for(write_dataset(root / "bids"), init="tiny-encoder", modalities=("t1", "flair"))
+        return finetune(spec, root / "run", cache=root / "cache")
 
 
 @pytest.fixture
@@ -224,8 +227,8 @@ def test_grad_cam_is_the_weighted_sum_of_the_maps():
     deeper = network.encoder.patch_embed4(maps)
     for block in network.encoder.blocks4:
         deeper = block(deeper)
-    logit = network.head(network.pool([stages[0], stages[1], maps, network.encoder.norm(deeper)], 1))[0, 1]
-    (gradient,) = torch.autograd.grad(logit, maps)
+    logits = network.head(network.pool([stages[0], stages[1], maps, network.encoder.norm(deeper)], 1))[0]
+    (gradient,) = torch.autograd.grad(logits[1] - (logits[0] + logits[2]) / 2, maps)
     weights = gradient.numpy().mean((2, 3, 4))
     cam = np.maximum(np.einsum("bc,bcdhw->bdhw", weights, stages[2].numpy()), 0).sum(0).transpose(1, 2, 0)
     full = torch.nn.functional.interpolate(torch.from_numpy(cam)[None, None], (32, 48, 16), mode="trilinear")[0, 0]
@@ -241,7 +244,7 @@ def test_classes_come_equally_often_whatever_their_number():
 # --- runs -------------------------------------------------------------------------------------------------------
 
 
-def test_few_studies_get_a_linear_probe_that_tells_them_apart(classifier, data):
+def test_few_studies_get_a_linear_probe_that_tells_them_apart(classifier, data, tmp_path):
     card = find_model(classifier).card
     assert (card.task, card.classes, card.network.hidden) == ("classification", ("control", "patient"), 0)
     assert card.training["cases"] == {"control": 6, "patient": 3}
@@ -254,10 +257,54 @@ def test_few_studies_get_a_linear_probe_that_tells_them_apart(classifier, data):
         assert sum(result.probabilities.values()) == pytest.approx(1, abs=1e-3)
         assert result.best == expected
         assert result.saliency is None
-    source = load_model(find_model("tiny"))
+    source = load_model(find_model(str(tiny_encoder(tmp_path))), "pretraining")
     made = load_model(find_model(classifier), "classification")
     kept = source.network.encoder.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in made.network.encoder.state_dict().items())
+
+
+def test_a_segmentation_model_describes_studies_by_what_it_sees(home, data, tmp_path):
+    made = finetune(spec_for(data), tmp_path / "run", cache=tmp_path / "cache")
+    model, source = load_model(find_model(made), "classification"), load_model(find_model("tiny"))
+    assert model.card.network.tissues == 4
+    state = model.network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in source.network.state_dict().items())
+    study = read_study(data / "sub-90")
+    found = [classify(study, made, saliency=True, target=name) for name in ("control", "patient")]
+    assert all(result.saliency.shape == study.grid.shape for result in found)
+    assert max(result.saliency.max() for result in found) == pytest.approx(1, abs=0.1)
+    assert min(result.saliency.min() for result in found) == 0
+    result = found[0]
+
+    # the same model with regions of its classes as output describes studies in the same way; one of regions alone not
+    unions = source.card.network.model_copy(update={"parts": ((), (0,), (0, 1), (1,)), "out_channels": 2})
+    names = {"labels": source.card.labels[:2], "channels": (1, 2), "activation": "sigmoid"}
+    card = source.card.model_copy(update={"network": unions, **names, "name": "regions"})
+    network = build_network(card)
+    network.load_state_dict(source.network.state_dict())
+    regions = save_model(tmp_path / "regions", card, network, source.templates)
+    again = finetune(spec_for(data, init=str(regions)), tmp_path / "again", cache=tmp_path / "cache")
+    assert classify(study, again).probabilities == pytest.approx(result.probabilities, abs=1e-3)
+    plain = card.model_copy(update={"network": unions.model_copy(update={"parts": ()})})
+    alone = save_model(tmp_path / "alone", plain, build_network(plain), source.templates)
+    last = find_model(finetune(spec_for(data, init=str(alone)), tmp_path / "last", cache=tmp_path / "cache"))
+    assert last.card.network.tissues == 0
+
+
+def test_content_is_what_there_is_and_how_much_of_it_in_one_place():
+    rng = np.random.default_rng(0)
+    seen = rng.dirichlet((1, 1, 1), (1, 32, 48, 16)).transpose(0, 4, 1, 2, 3)
+    found = describe_content(torch.from_numpy(seen)).numpy()[0]
+    expected = [np.log(seen[0, k].mean() + 1e-5) for k in (1, 2)]
+    for edge in (1, 2, 4, 8, 16):
+        starts = [range(0, size - edge + 1, max(1, edge // 2)) for size in (32, 48, 16)]
+        for k in (1, 2):
+            cubes = [
+                seen[0, k, a : a + edge, b : b + edge, c : c + edge].mean()
+                for a in starts[0] for b in starts[1] for c in starts[2]
+            ]  # fmt: skip
+            expected.append(np.log(max(cubes) + 1e-3))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_saliency_lies_on_the_scan_s_own_grid(classifier, data):

@@ -500,17 +500,21 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
     # with nothing held out half of the start is kept; after cross-validation as much as in the folds
     start, kept = trained.network.state_dict(), {}
     for share in (0.5, 0.0):
-        spec = spec_for(data, init=str(folder), labels=renamed, max_steps=3, held_out=0, start_share=share)
+        spec = spec_for(
+            data, init=str(folder), labels=renamed, max_steps=3, held_out=0, start_share=share, learning_rate=1e-2
+        )
         entry = find_model(finetune(spec, tmp_path / f"share-{share}", cache=tmp_path / "cache"))
         assert entry.card.training["start share"] == share
         kept[share] = load_model(entry).network.state_dict()
     name = "decoder.decoder2.conv_block.conv1.conv.weight"
     moved = kept[0.0][name] - start[name]
-    assert moved.abs().max() > 1e-3
-    torch.testing.assert_close(kept[0.5][name] - start[name], moved / 2, rtol=0.02, atol=1e-4)
+    assert moved.abs().max() > 3e-3
+    torch.testing.assert_close(kept[0.5][name] - start[name], moved / 2, rtol=0.02, atol=3e-4)  # kept as float16
     spec = spec_for(data, init=str(folder), labels=renamed, max_steps=1, folds=2)
     facts = find_model(finetune(spec, tmp_path / "folds", cache=tmp_path / "cache")).card.training
     assert facts["start share"] == min(facts["start shares of the folds"])
+    found = [(tmp_path / "folds" / name / "parts.json") for name in ("fold-1", "fold-2", ".")]
+    assert [json.loads(path.read_text()) for path in found] == [[[], [0, 1], [0]]] * 3  # each from its own cases
 
     spec = spec_for(data, init=str(second), labels=renamed, max_steps=1, learning_rate=1e-7)
     third = finetune(spec, tmp_path / "third", cache=tmp_path / "cache")

@@ -1,6 +1,7 @@
 """Segmentation from study to result, with the tiny model: numbers are random, everything around them is not."""
 
 import time
+import timeit
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from conftest import brain
 from models_for_tests import tiny_card, tiny_model
 from napari_brainmvp.errors import BrainMVPError, Cancelled, StudyError
 from napari_brainmvp.inference import SegmentOptions, choose_device, segment
+from napari_brainmvp.inference.device import choose_dtype, choose_precision
 from napari_brainmvp.inference.result import measure, volumes_csv
 from napari_brainmvp.inference.windows import SlidingWindow, gaussian_importance, window_starts
 from napari_brainmvp.models import Label, find_model, load_model
@@ -247,3 +249,16 @@ def test_time_is_measured(model):
     started = time.perf_counter()
     result = segment(study(), model, FLOAT)
     assert 0 < result.seconds <= time.perf_counter() - started
+
+
+def test_training_takes_half_precision_only_where_it_is_not_emulated():
+    def seconds(dtype):
+        left = torch.ones(384, 384, dtype=dtype)
+        return min(timeit.repeat(lambda: left @ left, number=1, repeat=5))
+
+    half = choose_precision("auto", "cpu") == "bf16-mixed"
+    assert seconds(torch.bfloat16 if half else torch.float32) < 3 * seconds(torch.float32)
+    assert half == (choose_dtype(torch.device("cpu")) == torch.bfloat16)
+    assert choose_precision("16-mixed", "cpu") == "16-mixed"  # a choice is a choice
+    with pytest.raises(BrainMVPError, match="no device 'abacus'"):
+        choose_precision("auto", "abacus")

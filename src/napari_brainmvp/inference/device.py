@@ -8,9 +8,11 @@ import torch
 
 from napari_brainmvp.errors import BrainMVPError
 
-__all__ = ["Precision", "choose_device", "choose_dtype", "list_devices"]
+__all__ = ["Precision", "TrainingPrecision", "choose_device", "choose_dtype", "choose_precision", "list_devices"]
 
 Precision = Literal["auto", "float32", "bfloat16"]
+TrainingPrecision = Literal["bf16-mixed", "16-mixed", "32-true"]
+"""As Lightning names them."""
 
 
 def list_devices() -> list[str]:
@@ -52,3 +54,15 @@ def choose_dtype(device: torch.device, precision: Precision = "auto") -> torch.d
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     multiplies_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # not in every release
     return torch.bfloat16 if device.type == "cpu" and multiplies_bfloat16() else torch.float32
+
+
+def choose_precision(precision: Literal["auto"] | TrainingPrecision, accelerator: str = "auto") -> TrainingPrecision:
+    """Choose the precision of training on a Lightning accelerator: half where the hardware multiplies it, else float32.
+
+    A processor without bfloat16 instructions emulates them, and is tens of times slower than in float32.
+    """
+    if precision != "auto":
+        return precision
+    device = choose_device("auto" if accelerator in ("auto", "gpu") else accelerator)
+    mixed: dict[torch.dtype, TrainingPrecision] = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}
+    return mixed.get(choose_dtype(device), "32-true")

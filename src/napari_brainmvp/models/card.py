@@ -59,6 +59,8 @@ class NetworkSpec(BaseModel):
         Of a pre-training model: the published one, or the one that knows every modality.
     hidden : int
         Of a classification model: width of the head's perceptron; 0 for a linear head.
+    tissues : int
+        Of a classification model that looks at a segmentation: classes of that, with the background; otherwise 0.
     parts : tuple of tuple of int
         Of a segmentation model whose output channels are unions of exclusive classes: for each class, the channels it
         is part of; otherwise empty. See :class:`napari_brainmvp.networks.Unions`.
@@ -77,6 +79,7 @@ class NetworkSpec(BaseModel):
     deep_supervision: bool = True
     decoder: Literal["plain", "skips"] = "plain"
     hidden: int = Field(0, ge=0, le=65536)
+    tissues: int = Field(0, ge=0, le=4096)
     parts: tuple[tuple[int, ...], ...] = Field((), max_length=4096)
 
 

@@ -72,7 +72,10 @@ def build_network(card: ModelCard) -> nn.Module:
     except ValueError as error:
         raise ModelError(f"The card's network sizes do not fit together: {error}.") from error
     if card.task == "classification":
-        return ClassificationNetwork(len(card.modalities), spec.out_channels, encoder, spec.in_channels, spec.hidden)
+        return ClassificationNetwork(
+            len(card.modalities), spec.out_channels, encoder, spec.in_channels, spec.hidden, spec.tissues,
+            spec.full_resolution_channels,
+        )  # fmt: skip
     if card.task == "pretraining" and spec.decoder == "skips":
         return ReconstructionNetwork(card.modalities, encoder, spec.full_resolution_channels)
     if card.task == "pretraining":

@@ -1,4 +1,4 @@
-"""The classification network: UniFormer encoder, pooled features of all stages, and a small head."""
+"""The classification network: UniFormer encoder, a description of what it sees, and a small head."""
 
 from __future__ import annotations
 
@@ -7,16 +7,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_brainmvp.networks.layers import channels_last
+from napari_brainmvp.networks.segmentation import SegmentationDecoder
 from napari_brainmvp.networks.uniformer import UNIFORMER_SMALL, EncoderSpec, UniFormer
 
-__all__ = ["ClassificationNetwork"]
+__all__ = ["ClassificationNetwork", "describe_content"]
+
+_EDGES = (1, 2, 4, 8, 16)
+"""Of the cubes in which the most of a class is looked for: voxels of the network's input."""
+
+
+def describe_content(probabilities: Tensor) -> Tensor:
+    """Describe how much of each class a study shows, and how much of it in one place.
+
+    The logarithm of each class's share of the volume, and of its largest share in cubes of several sizes. So a few
+    large patches and many small ones of the same volume are told apart.
+
+    Parameters
+    ----------
+    probabilities : Tensor of shape (B, K, H, W, D)
+        Of exclusive classes, the background first, which is left out.
+
+    Returns
+    -------
+    Tensor of shape (B, 6 (K - 1)), float32
+    """
+    seen = probabilities[:, 1:].float()
+    parts = [(seen.mean((2, 3, 4)) + 1e-5).log()]
+    for edge in (min(edge, *seen.shape[2:]) for edge in _EDGES):
+        pooled = F.avg_pool3d(seen, edge, max(1, edge // 2))
+        parts.append((pooled.amax((2, 3, 4)) + 1e-3).log())
+    return torch.cat(parts, 1)
 
 
 class ClassificationNetwork(nn.Module):
     """Classify a whole study, resized to a fixed shape.
 
     An encoder of one channel, as pre-training gives it, sees every modality by itself, and the pooled features of all
-    are put side by side; one of as many channels as there are modalities sees them together.
+    are put side by side; one of as many channels as there are modalities sees them together. With the decoder of a
+    segmentation model on top, a study is described by the tissues and lesions that this model sees instead.
 
     Parameters
     ----------
@@ -28,6 +56,10 @@ class ClassificationNetwork(nn.Module):
         Of the encoder: 1, or ``modalities``.
     hidden : int
         Width of the perceptron; 0 for a linear layer.
+    tissues : int
+        Exclusive classes of the decoder, with the background; 0 for a network without.
+    full_channels : int, optional
+        Of the decoder at full resolution; default those of the first stage.
 
     Examples
     --------
@@ -43,11 +75,17 @@ class ClassificationNetwork(nn.Module):
         spec: EncoderSpec = UNIFORMER_SMALL,
         in_channels: int = 1,
         hidden: int = 64,
+        tissues: int = 0,
+        full_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.encoder = UniFormer(in_channels, spec)
+        self.decoder: SegmentationDecoder | None = None
         self.width = 2 * sum(spec.channels) * modalities // in_channels
+        if tissues:
+            self.decoder = SegmentationDecoder(in_channels, tissues, spec, full_channels or spec.channels[0])
+            self.width = (1 + len(_EDGES)) * (tissues - 1)
         self.head: nn.Module = nn.Linear(self.width, classes)
         if hidden:
             self.head = nn.Sequential(
@@ -71,16 +109,36 @@ class ClassificationNetwork(nn.Module):
         parts = [part for f in stages for part in (f.float().mean((2, 3, 4)), f.float().amax((2, 3, 4)))]
         return torch.cat(parts, 1).reshape(batch, -1)
 
+    def describe(self, x: Tensor) -> Tensor:
+        """Describe studies (B, C, H, W, D) by what the head sees: (B, width), float32."""
+        if self.decoder is None:
+            return self.pool(self.stages(x), len(x))
+        return describe_content(self._tissues(x))
+
+    def _tissues(self, x: Tensor) -> Tensor:
+        """Return the probabilities of the decoder's classes, (B, K, H, W, D)."""
+        assert self.decoder is not None
+        logits: Tensor = self.decoder(self.encoder(channels_last(x)))[-1]
+        return logits.float().softmax(1)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W, D) to the logits of the classes, (B, K)."""
-        logits: Tensor = self.head(self.pool(self.stages(x), len(x)))
+        logits: Tensor = self.head(self.describe(x))
         return logits
 
-    def saliency(self, x: Tensor, index: int) -> Tensor:
-        """Show what speaks for a class (Grad-CAM, Selvaraju et al., ICCV 2017), on the third stage's maps.
+    def _lead(self, described: Tensor, index: int) -> Tensor:
+        """Return by how much a class's logit exceeds the mean of the others', for one study."""
+        logits: Tensor = self.head(described)[0]
+        others = (logits.sum() - logits[index]) / max(1, len(logits) - 1)
+        return logits[index] - others
 
-        s = relu(sum_c w_c A_c) with w_c the mean over space of the logit's gradient at map A_c; summed over the
-        modalities where each is seen by itself.
+    def saliency(self, x: Tensor, index: int) -> Tensor:
+        """Show what speaks for a class rather than for the others: what makes its logit exceed the mean of theirs.
+
+        Grad-CAM (Selvaraju et al., ICCV 2017) on the third stage's maps: s = relu(sum_c w_c A_c) with w_c the mean
+        over space of the gradient at map A_c; summed over the modalities where each is seen by itself. With a
+        decoder, on the probabilities p_k of its classes, with the gradient itself in place of its mean (HiResCAM,
+        Draelos and Carin, 2020): s = relu(sum_k g_k p_k).
 
         Parameters
         ----------
@@ -93,10 +151,16 @@ class ClassificationNetwork(nn.Module):
         Tensor of shape (H, W, D), float32, 0..1
             0 everywhere where nothing speaks for the class.
         """
+        if self.decoder is not None:
+            seen = self._tissues(x).detach()
+            with torch.enable_grad():
+                lead = self._lead(describe_content(seen.requires_grad_(True)), index)
+                (gradient,) = torch.autograd.grad(lead, seen)
+            shown = F.relu((gradient * seen.detach()).sum(1))[0]
+            return shown / shown.amax().clamp(min=1e-12)
         with torch.enable_grad():
             stages = self.stages(x.detach().requires_grad_(True))
-            logit = self.head(self.pool(stages, 1))[0, index]
-            (gradient,) = torch.autograd.grad(logit, stages[2])
+            (gradient,) = torch.autograd.grad(self._lead(self.pool(stages, 1), index), stages[2])
         weights = gradient.float().mean((2, 3, 4), keepdim=True)
         maps = F.relu((weights * stages[2].detach().float()).sum(1)).sum(0).permute(1, 2, 0)  # (D, H, W) to (H, W, D)
         full = F.interpolate(maps[None, None], x.shape[2:], mode="trilinear", align_corners=False)[0, 0]

@@ -242,10 +242,9 @@ class PretrainForm(QWidget):
         self.cost.setVisible(ready)
         if self.found is None or not ready:
             return
-        cost = estimate(self.spec(), self.found.count)
+        cost = estimate(self.spec(), self.found)
         free = psutil.virtual_memory().available / 1e9
-        cores = "one core" if cost.cores == 1 else f"{cost.cores} cores"
-        said = f"About {say_seconds(cost.seconds)} on the {cores} of this machine"
+        said = f"About {say_seconds(cost.seconds)} on this machine's processor"
         memory = f"and {cost.gigabytes:.1f} of the {free:.0f} GB of memory that are free"
         note = {"cpu": "", "auto": " A GPU is faster."}.get(self.device.currentText(), " A GPU was not measured.")
         self.cost.setText(f"{said}, {memory}: an estimate, the job will know better.{note}")

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from napari_brainmvp.inference.device import choose_dtype
 from napari_brainmvp.networks import ModalityTemplates
 from napari_brainmvp.progress import Progress, ProgressCallback, no_progress
 from napari_brainmvp.training.augmentation import Augmentation, fill_missing
@@ -175,7 +176,8 @@ def train(
 def _step(network: nn.Module, optimiser: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], device: str) -> float:
     images, labels = (part.to(device, non_blocking=True) for part in batch)
     images = images.contiguous(memory_format=torch.channels_last_3d)
-    with torch.autocast(torch.device(device).type, torch.bfloat16):
+    dtype = choose_dtype(torch.device(device))
+    with torch.autocast(torch.device(device).type, dtype, enabled=dtype == torch.bfloat16):
         logits = network(images)
     loss = dice_cross_entropy(logits, labels)
     optimiser.zero_grad(set_to_none=True)

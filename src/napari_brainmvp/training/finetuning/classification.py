@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.inference.device import choose_precision
 from napari_brainmvp.models import LoadedModel, Metric, ModelCard, NetworkSpec, save_model
 from napari_brainmvp.models.weights import build_network
 from napari_brainmvp.networks import ClassificationNetwork
@@ -32,7 +33,7 @@ from napari_brainmvp.training.finetuning.studies import (
     load_volume,
     stratified_folds,
 )
-from napari_brainmvp.training.finetuning.transfer import encoder_of, transfer
+from napari_brainmvp.training.finetuning.transfer import copy_classes, count_classes, encoder_of, transfer
 from napari_brainmvp.training.finetuning.validation import fit_temperature
 from napari_brainmvp.training.loop import describe_run
 from napari_brainmvp.training.metrics import class_scores
@@ -121,7 +122,9 @@ class _Classification:
         cancel: CancelToken | None,
     ) -> None:
         self.spec, self.run, self.source, self.progress, self.cancel = spec, run, source, progress, cancel
-        self.fabric = Fabric(accelerator=spec.accelerator, devices=1, precision=spec.precision)
+        self.fabric = Fabric(
+            accelerator=spec.accelerator, devices=1, precision=choose_precision(spec.precision, spec.accelerator)
+        )
         studies = [subject.study for subject in subjects]
         self.labels = [subject.label for subject in subjects]
         self.classes = tuple(sorted(set(self.labels)))
@@ -135,11 +138,14 @@ class _Classification:
         frozen = spec.encoder_rate == 0 or len(studies) <= spec.probe_up_to
         self.probe = source is not None and frozen
         own = source.card.network.in_channels if source is not None else len(self.modalities)
+        together = own > 1 or len(self.modalities) == 1
         self.network = NetworkSpec(
             in_channels=1 if own == 1 else len(self.modalities),
             out_channels=len(self.classes),
             deep_supervision=False,
             hidden=0 if self.probe else spec.hidden,
+            tissues=count_classes(source.card) if source is not None and self.probe and together else 0,
+            full_resolution_channels=source.card.network.full_resolution_channels if source is not None else None,
             **encoder_of(source, spec.encoder).model_dump(),
         )
 
@@ -207,11 +213,13 @@ class _Classification:
         assert isinstance(network, ClassificationNetwork)
         if self.source is not None:
             transfer(network, self.source, self.modalities if self.network.in_channels > 1 else self.modalities[:1])
+            if network.decoder is not None:
+                copy_classes(network.decoder, self.source)
         return network
 
     @torch.no_grad()
     def _features(self, network: ClassificationNetwork) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Describe every study and its left-right mirror image by pooled features, (N, F) each."""
+        """Describe every study and its left-right mirror image, (N, F) each."""
         network.eval().to(self.fabric.device)
         rows: list[list[Tensor]] = [[], []]
         for number, (image, _) in enumerate(self.volumes):
@@ -220,7 +228,7 @@ class _Classification:
             for row, view in zip(rows, (image, image.flip(1)), strict=True):
                 x = view[None].float().to(self.fabric.device)
                 with self.fabric.autocast():
-                    row.append(network.pool(network.stages(x), 1).cpu())
+                    row.append(network.describe(x).cpu())
             self.progress(Progress("Describing studies", number + 1, len(self.volumes)))
         network.cpu()
         first, second = (torch.cat(row).numpy() for row in rows)

@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from torch.utils.data import DataLoader
 
 from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.inference.device import choose_precision
 from napari_brainmvp.io.atomic import write_text_atomic
 from napari_brainmvp.models import (
     LoadedModel,
@@ -77,7 +78,7 @@ def finetune(
     run : Path
         Folder for ``spec.json``, ``problems.txt``, ``metrics.csv``, ``validation.csv``, ``held_out.csv``,
         ``pictures``, ``parts.json``, checkpoints and, in the end, ``model``; with cross-validation also ``fold-1`` and
-        so on.
+        so on, each with its own.
     resume : bool
         Go on from the last checkpoint; without, the folder must not hold one.
     cache : Path, optional
@@ -133,13 +134,14 @@ class _Segmentation:
     ) -> None:
         self.spec, self.run, self.source, self.studies, self.labels = spec, run, source, studies, labels
         self.progress, self.cancel = progress, cancel
-        self.fabric = Fabric(accelerator=spec.accelerator, devices=1, precision=spec.precision)
+        self.fabric = Fabric(
+            accelerator=spec.accelerator, devices=1, precision=choose_precision(spec.precision, spec.accelerator)
+        )
         self.preparation = source.card.preparation if source is not None else PreparationSpec()
         self.modalities = self._modalities()
         self.network: NetworkSpec = network_spec(
             source, spec.encoder, len(self.modalities), len(labels.channels), spec.deep_supervision
         )
-        self.network = self.network.model_copy(update={"parts": self._kept_parts()})
 
     def _modalities(self) -> tuple[str, ...]:
         """Return the input channels: those asked for, those of the model, or those most studies have."""
@@ -149,27 +151,26 @@ class _Segmentation:
             return self.source.card.modalities
         return choose_modalities(self.studies)
 
-    def _kept_parts(self) -> Parts:
-        """Return what was found when the run began, or find it: a resumed run must mean the same by its weights."""
-        path = self.run / "parts.json"
+    def _kept_parts(self, folder: Path, train: Sequence[Case]) -> Parts:
+        """Return what was found when training began, or find it: a resumed run must mean the same by its weights."""
+        path = folder / "parts.json"
         if path.is_file():
             return tuple(tuple(map(int, unions)) for unions in json.loads(path.read_text(encoding="utf-8")))
-        if last_checkpoint(self.run) is not None:
+        if last_checkpoint(folder) is not None:
             return ()  # a run from before labels were unions
         self.progress(Progress("Comparing classes with labels"))
-        parts = self._parts()
+        parts = self._parts(train)
         if self.cancel is not None:
             self.cancel.raise_if_cancelled()
         write_text_atomic(path, json.dumps(parts) + "\n")
         return parts
 
-    def _parts(self) -> Parts:
+    def _parts(self, train: Sequence[Case]) -> Parts:
         """Return which of the source's classes make up each output channel; empty where they do not."""
         if self.source is None or not has_exclusive_classes(self.source.card):
             return ()
         if same_output(self.source.card, self.labels.channels):
             return self.source.card.network.parts
-        train, _ = split(self.studies, self.spec, self.labels)
         network = class_network(self.source, self.modalities)
         model = SegmentationModel(network, make_templates(self.modalities, self.source, []), self.labels, self.spec)
         return match_classes(model, LabelledCrops(train, self.modalities, self.labels, self.spec), self.fabric)
@@ -222,6 +223,7 @@ class _Segmentation:
         def progress(report: Progress) -> None:
             self.progress(Progress(prefix + report.step, report.done, report.total))
 
+        self.network = self.network.model_copy(update={"parts": self._kept_parts(folder, train)})
         torch.manual_seed(spec.seed)
         model, facts, done = self._model([case.study for case in train])
         if (done is None or not done.has_head) and last_checkpoint(folder) is None:

@@ -85,8 +85,10 @@ class FinetuneSpec(BaseModel):
         Classification: width of the perceptron; 0 for a linear layer.
     probe_up_to : int
         Classification: with at most this many studies, a linear layer on frozen features is fitted in closed form.
-    precision, accelerator
-        As Lightning names them.
+    precision : {"auto", "bf16-mixed", "32-true", "16-mixed"}
+        Half where the processor or GPU multiplies it, else float32: elsewhere half is tens of times slower.
+    accelerator : str
+        As Lightning names it.
     workers : int
         Processes that read crops.
     minutes : float
@@ -131,7 +133,7 @@ class FinetuneSpec(BaseModel):
     size: tuple[int, int, int] = (80, 96, 80)
     hidden: int = Field(64, ge=0)
     probe_up_to: int = Field(10, ge=0)
-    precision: Literal["bf16-mixed", "32-true", "16-mixed"] = "bf16-mixed"
+    precision: Literal["auto", "bf16-mixed", "32-true", "16-mixed"] = "auto"
     accelerator: str = "auto"
     workers: int = Field(0, ge=0)
     minutes: float = Field(2.0, ge=0)

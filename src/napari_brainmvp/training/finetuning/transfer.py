@@ -12,11 +12,19 @@ from torch import Tensor, nn
 from napari_brainmvp.errors import ModelError
 from napari_brainmvp.models import LoadedModel, ModelCard, NetworkSpec
 from napari_brainmvp.models.weights import build_network
-from napari_brainmvp.networks import UNIFORMER_COMPACT, UNIFORMER_SMALL, EncoderSpec, SegmentationNetwork
+from napari_brainmvp.networks import (
+    UNIFORMER_COMPACT,
+    UNIFORMER_SMALL,
+    EncoderSpec,
+    SegmentationDecoder,
+    SegmentationNetwork,
+)
 
 __all__ = [
     "Transfer",
     "class_network",
+    "copy_classes",
+    "count_classes",
     "encoder_of",
     "has_exclusive_classes",
     "network_spec",
@@ -189,18 +197,27 @@ def has_exclusive_classes(card: ModelCard) -> bool:
     return card.task == "segmentation" and (_exclusive(card) or bool(card.network.parts))
 
 
+def count_classes(card: ModelCard) -> int:
+    """Count a segmentation model's exclusive classes, with the background; 0 where it has none."""
+    return (len(card.network.parts) or card.network.out_channels) if has_exclusive_classes(card) else 0
+
+
 def class_network(source: LoadedModel, modalities: Sequence[str]) -> SegmentationNetwork:
     """Make a segmentation model's network for these modalities, with its exclusive classes as output channels."""
-    spec = source.card.network
-    count = len(spec.parts) or spec.out_channels
+    spec, count = source.card.network, count_classes(source.card)
     update = {"in_channels": len(modalities), "out_channels": count, "parts": (), "deep_supervision": False}
     card = source.card.model_copy(update={"network": spec.model_copy(update=update)})
     network = build_network(card)
     assert isinstance(network, SegmentationNetwork)
     transfer(network, source, modalities)
-    head, given = network.decoder.out.state_dict(), source.network.state_dict()
-    network.decoder.out.load_state_dict({key: given[f"decoder.out.{key}"] for key in head})
+    copy_classes(network.decoder, source)
     return network
+
+
+def copy_classes(decoder: SegmentationDecoder, source: LoadedModel) -> None:
+    """Give a decoder the output layer of a segmentation model's, with all its classes."""
+    head, given = decoder.out.state_dict(), source.network.state_dict()
+    decoder.out.load_state_dict({key: given[f"decoder.out.{key}"] for key in head})
 
 
 def _exclusive(card: ModelCard) -> bool:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, ModelError
+from napari_brainmvp.inference.device import choose_precision
 from napari_brainmvp.models import ModelCard, NetworkSpec, find_model, load_model, save_model
 from napari_brainmvp.networks import PretrainingNetwork
 from napari_brainmvp.networks.layers import share_batch_norm
@@ -82,7 +83,7 @@ def pretrain(
         devices=spec.devices,
         num_nodes=spec.nodes,
         strategy=spec.strategy,
-        precision=spec.precision,
+        precision=choose_precision(spec.precision, spec.accelerator),
     )
     fabric.launch()
     if fabric.device.type == "cpu":

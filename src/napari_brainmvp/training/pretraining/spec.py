@@ -72,7 +72,8 @@ class PretrainingSpec(BaseModel):
     average : float
         Decay of the moving average of the weights, which is what is kept; 0 keeps the last weights.
     preparation : PreparationSpec
-    precision : {"bf16-mixed", "32-true", "16-mixed"}
+    precision : {"auto", "bf16-mixed", "32-true", "16-mixed"}
+        Half where the processor or GPU multiplies it, else float32: elsewhere half is tens of times slower.
     compile : bool
         Use ``torch.compile``.
     accelerator, devices, nodes, strategy
@@ -121,7 +122,7 @@ class PretrainingSpec(BaseModel):
     clip: float = Field(1.0, gt=0)
     average: float = Field(0.998, ge=0, lt=1)
     preparation: PreparationSpec = PreparationSpec()
-    precision: Literal["bf16-mixed", "32-true", "16-mixed"] = "bf16-mixed"
+    precision: Literal["auto", "bf16-mixed", "32-true", "16-mixed"] = "auto"
     compile: bool = False
     accelerator: str = "auto"
     devices: int = Field(1, gt=0)

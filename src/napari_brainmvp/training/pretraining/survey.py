@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import functools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,14 @@ class Survey:
         Studies that will be made; each has two to eight modalities.
     problems : tuple of (str, str)
         Name of a study or folder, and why it or a part of it is left out.
+    pace : float
+        What training costs on this machine's processor, see :func:`measure_pace`; 0 where there is nothing to train on.
     """
 
     studies: tuple[tuple[str, tuple[str, ...]], ...]
     synthetic: int
     problems: tuple[tuple[str, str], ...]
+    pace: float = 0.0
 
     @property
     def count(self) -> int:
@@ -74,7 +78,7 @@ def survey(
             if not broken:
                 studies.append((study.name, tuple(study.scans)))
         progress(Progress("Looking through folders", index + 1, len(sources)))
-    return Survey(tuple(studies), synthetic, tuple(problems))
+    return Survey(tuple(studies), synthetic, tuple(problems), measure_pace() if studies or synthetic else 0.0)
 
 
 def _has_content(path: Path) -> bool:
@@ -94,34 +98,65 @@ class Estimate:
         From start to end.
     gigabytes : float
         Of memory, at most.
-    cores : int
-        It was made for.
     """
 
     seconds: float
     gigabytes: float
-    cores: int
 
 
-_SECONDS_A_VOXEL = {"compact": 4.4e-6, "small": 1.75e-5}
+_COST = {"compact": 1.0, "small": 4.0}
+"""Of a voxel, in those of the compact encoder."""
 _BYTES_A_VOXEL = {"compact": 3.8e3, "small": 1.13e4}
 _BASE_GIGABYTES = {"compact": 0.6, "small": 1.1}
-"""Of a sample on one core, and before any sample: ``benchmarks/training_estimates.py``, crops of 32 and 64."""
-_PREPARING = 3.6
-"""Seconds to read or make, and to prepare a study."""
+"""Of a sample, and before any sample: ``benchmarks/training_estimates.py``, crops of 32 and 64."""
+_PREPARING = 8e5
+"""What reading or making and preparing a study takes, in voxels trained on."""
 
 
-def estimate(spec: PretrainingSpec, studies: int) -> Estimate:
-    """Estimate time and memory on the processor, from measured cost per voxel; cores are taken to share the work.
+@functools.cache
+def measure_pace() -> float:
+    """Time updates of the ``compact`` recipe on this machine's processor: seconds a voxel, the better of two.
+
+    Processors differ tenfold, with the instructions they have; so nothing but a measurement tells. It takes a second
+    or two, once in a process.
+    """
+    import torch
+
+    from napari_brainmvp.inference.device import choose_precision
+    from napari_brainmvp.training.pretraining.model import PretrainingModel
+
+    spec = PretrainingSpec()
+    half = choose_precision(spec.precision, "cpu") == "bf16-mixed"
+    model, edge, count = PretrainingModel(spec).train(), spec.crop, len(spec.modalities)
+    batch = {
+        "scans": torch.rand(1, count, edge, edge, edge),
+        "present": torch.ones(1, count, dtype=torch.bool),
+        "target": torch.tensor([0]),
+        "other": torch.tensor([1]),
+        "start": torch.zeros(1, 3),
+        "stop": torch.ones(1, 3),
+        "number": torch.tensor(0),
+    }
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = model(batch, 1.0)["loss"]
+        loss.backward()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds) / edge**3
+
+
+def estimate(spec: PretrainingSpec, found: Survey) -> Estimate:
+    """Estimate time and memory of a run on the processor.
 
     Parameters
     ----------
     spec : PretrainingSpec
-    studies : int
-        How many have to be prepared first.
+    found : Survey
+        Of the data: how much there is to prepare, and the pace of this machine.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     voxels = spec.batch * spec.crop**3
-    training = spec.max_steps * spec.accumulate * voxels * _SECONDS_A_VOXEL[spec.encoder] / cores
+    trained = spec.max_steps * spec.accumulate * voxels * _COST[spec.encoder]
     memory = _BASE_GIGABYTES[spec.encoder] + voxels * _BYTES_A_VOXEL[spec.encoder] / 1e9
-    return Estimate(training + studies * _PREPARING, memory, cores)
+    return Estimate((trained + found.count * _PREPARING) * found.pace, memory)
