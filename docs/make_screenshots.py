@@ -85,7 +85,8 @@ def train() -> None:
     widget.tabs.setCurrentWidget(widget.train_tab)
     form = widget.train.form
     form.sources.add_sources([str(_studies_with_gaps(Path(tempfile.gettempdir()) / "studies")), "synthetic:16"])
-    settle(3)
+    while "an estimate" not in form.cost.text():
+        settle(1)
     viewer.screenshot(str(OUT / "train_form.png"), canvas_only=False, flash=False)
     form.sources.setCurrentRow(0)
     form.sources.remove_chosen()

@@ -275,6 +275,20 @@ def test_a_segmentation_model_describes_studies_by_what_it_sees(home, data, tmp_
     assert max(result.saliency.max() for result in found) == pytest.approx(1, abs=0.1)
     assert min(result.saliency.min() for result in found) == 0
     result = found[0]
+    torch.manual_seed(0)  # every voxel of a tissue is as bright as the tissue speaks for the class
+    network = ClassificationNetwork(1, 2, TINY, 1, 0, tissues=3).eval().requires_grad_(False)
+    x = torch.rand(1, 1, 32, 32, 32)
+    seen = network._tissues(x)[0].numpy()
+    shown = network.saliency(x, 0).numpy()
+    weights = (network.head.weight[0] - network.head.weight[1]).numpy()
+    expected = np.zeros_like(shown)
+    for k, tissue in enumerate(seen[1:]):
+        most = [np.exp(v) - 1e-3 for v in describe_content(torch.from_numpy(seen[None]))[0, k + 2 :: 2].numpy()]
+        shares = [tissue.mean() / (tissue.mean() + 1e-5), *(m / (m + 1e-3) for m in most)]
+        expected += np.dot(weights[k::2], shares) * tissue
+    expected = np.maximum(expected, 0)
+    np.testing.assert_allclose(shown, expected / max(expected.max(), 1e-12), atol=1e-3)
+    assert shown.max() > 0 or network.saliency(x, 1).max() > 0
 
     # the same model with regions of its classes as output describes studies in the same way; one of regions alone not
     unions = source.card.network.model_copy(update={"parts": ((), (0,), (0, 1), (1,)), "out_channels": 2})

@@ -27,6 +27,7 @@ from napari_brainmvp.training.pretraining.data import CropStream, Dataset, colle
 from napari_brainmvp.training.pretraining.engine import pretrain
 from napari_brainmvp.training.pretraining.model import PretrainingModel, Views, unseen
 from napari_brainmvp.training.pretraining.spec import RECIPES, DataSource, PretrainingSpec, read_spec
+from napari_brainmvp.training.pretraining.survey import estimate, measure_pace
 from napari_brainmvp.training.pretraining.tasks import (
     block_mask,
     error_likelihood,
@@ -489,3 +490,18 @@ def test_a_run_goes_on_from_a_pretrained_model(studies, tmp_path):
         pretrain(still.model_copy(update={"modalities": ("t1",)}), tmp_path / "third", cache=tmp_path / "cache")
     with pytest.raises(ModelError, match="another encoder"):
         pretrain(still.model_copy(update={"decoder": "plain"}), tmp_path / "fourth", cache=tmp_path / "cache")
+
+
+def test_an_estimate_counts_what_is_trained_and_prepared():
+    spec = PretrainingSpec(max_steps=100)
+    once = estimate(spec, 10, 1e-5)
+    assert estimate(spec.model_copy(update={"max_steps": 200}), 10, 1e-5).seconds - once.seconds == pytest.approx(
+        100 * 8 * 32**3 * 1e-5
+    )
+    more = estimate(spec, 20, 1e-5).seconds - once.seconds
+    assert more == pytest.approx(estimate(spec, 20, 1e-6).seconds - estimate(spec, 10, 1e-6).seconds)
+    assert more > 10
+    small = estimate(spec.model_copy(update={"encoder": "small"}), 10, 1e-5)
+    assert small.seconds > 3 * once.seconds
+    assert small.gigabytes > once.gigabytes
+    assert 1e-8 < measure_pace() < 1e-3  # seconds a voxel

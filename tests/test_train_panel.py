@@ -92,7 +92,7 @@ def test_what_was_found_is_said_before_anything_starts(open_widget, studies, qtb
     assert form.problems.isVisible()
     for said in ("sub-9: sub-9_t1.nii.gz is missing or empty", "sub-8: no modality", "nowhere"):
         assert said in form.problem_list.text()
-    assert "an estimate" in form.cost.text()
+    qtbot.waitUntil(lambda: "an estimate" in form.cost.text(), timeout=60_000)
     before = form.cost.text()
     form.recipe.setCurrentIndex(form.recipe.findData("default"))
     assert form.crop.value() == 96

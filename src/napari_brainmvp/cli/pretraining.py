@@ -70,7 +70,8 @@ def resumed_spec(run: Path, changes: dict[str, Any]) -> PretrainingSpec:
     path = run / "spec.json"
     if not path.is_file():
         raise FileError(f"{run} holds no run to resume: start one without --resume.")
-    fixed = sorted(set(changes) - {"devices", "nodes", "strategy", "accelerator", "workers", "minutes", "compile"})
+    free = {"devices", "nodes", "strategy", "accelerator", "precision", "workers", "minutes", "compile"}
+    fixed = sorted(set(changes) - free)
     known = read_spec(path, None, {})
     differing = [
         name for name in fixed if name not in type(known).model_fields or getattr(known, name) != changes[name]

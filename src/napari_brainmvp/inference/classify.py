@@ -80,7 +80,7 @@ def classify(
     model : str, Path or LoadedModel
         A registered name, a model folder, or a loaded model.
     saliency : bool
-        Also show what speaks for a class, by Grad-CAM.
+        Also show what speaks for a class rather than for the others.
     target : str
         That class; empty for the most probable one.
     device : str

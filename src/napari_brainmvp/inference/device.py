@@ -13,6 +13,8 @@ __all__ = ["Precision", "TrainingPrecision", "choose_device", "choose_dtype", "c
 Precision = Literal["auto", "float32", "bfloat16"]
 TrainingPrecision = Literal["bf16-mixed", "16-mixed", "32-true"]
 """As Lightning names them."""
+_OURS = {"auto": "auto", "gpu": "auto", "cuda": "cuda", "mps": "mps", "cpu": "cpu"}
+"""Devices by the names of Lightning's accelerators."""
 
 
 def list_devices() -> list[str]:
@@ -57,12 +59,14 @@ def choose_dtype(device: torch.device, precision: Precision = "auto") -> torch.d
 
 
 def choose_precision(precision: Literal["auto"] | TrainingPrecision, accelerator: str = "auto") -> TrainingPrecision:
-    """Choose the precision of training on a Lightning accelerator: half where the hardware multiplies it, else float32.
+    """Choose the precision of training on a Lightning accelerator: bfloat16 where the hardware multiplies it.
 
-    A processor without bfloat16 instructions emulates them, and is tens of times slower than in float32.
+    Elsewhere it is emulated, on processors tens of times slower than float32. Float16 is never chosen, as it loses
+    small gradients.
     """
     if precision != "auto":
         return precision
-    device = choose_device("auto" if accelerator in ("auto", "gpu") else accelerator)
-    mixed: dict[torch.dtype, TrainingPrecision] = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}
-    return mixed.get(choose_dtype(device), "32-true")
+    if accelerator not in _OURS:
+        return "32-true"
+    half = choose_dtype(choose_device(_OURS[accelerator])) == torch.bfloat16
+    return "bf16-mixed" if half else "32-true"

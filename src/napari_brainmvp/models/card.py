@@ -195,6 +195,11 @@ class ModelCard(BaseModel):
                 )
             if self.network.in_channels not in (1, len(self.modalities)):
                 raise ValueError(f"{len(self.modalities)} modalities but {self.network.in_channels} input channels")
+        tissues = self.network.tissues
+        if tissues and (
+            self.task != "classification" or tissues < 2 or self.network.in_channels != len(self.modalities)
+        ):
+            raise ValueError(f"tissues {tissues} are two or more, of a classification network that sees all modalities")
         if self.task != "segmentation":
             return self
         if len(self.modalities) != self.network.in_channels:

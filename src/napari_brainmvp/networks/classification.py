@@ -137,8 +137,8 @@ class ClassificationNetwork(nn.Module):
 
         Grad-CAM (Selvaraju et al., ICCV 2017) on the third stage's maps: s = relu(sum_c w_c A_c) with w_c the mean
         over space of the gradient at map A_c; summed over the modalities where each is seen by itself. With a
-        decoder, on the probabilities p_k of its classes, with the gradient itself in place of its mean (HiResCAM,
-        Draelos and Carin, 2020): s = relu(sum_k g_k p_k).
+        decoder, on the probabilities p_k of its classes: s = relu(sum_k e_k p_k) with e_k the sum over space of p_k
+        times the gradient at p_k. So each tissue is as bright as it speaks for the class, wherever it is.
 
         Parameters
         ----------
@@ -156,7 +156,8 @@ class ClassificationNetwork(nn.Module):
             with torch.enable_grad():
                 lead = self._lead(describe_content(seen.requires_grad_(True)), index)
                 (gradient,) = torch.autograd.grad(lead, seen)
-            shown = F.relu((gradient * seen.detach()).sum(1))[0]
+            evidence = (gradient * seen).sum((2, 3, 4), keepdim=True)
+            shown = F.relu((evidence * seen).sum(1))[0].detach()
             return shown / shown.amax().clamp(min=1e-12)
         with torch.enable_grad():
             stages = self.stages(x.detach().requires_grad_(True))

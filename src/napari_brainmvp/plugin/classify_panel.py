@@ -109,7 +109,7 @@ class ClassifyPanel(QWidget):
 
     def _build(self) -> None:
         self.model.setToolTip("Classification models in your models folder.")
-        self.saliency.setToolTip("Grad-CAM as a layer: bright where the scan speaks for the most probable class.")
+        self.saliency.setToolTip("A layer: bright where the scan speaks for the most probable class.")
         self.saliency.setChecked(True)
         self.button.setToolTip("Classify the study")
         form = QFormLayout()

@@ -28,7 +28,7 @@ from napari_brainmvp.plugin.source_list import SourceList
 from napari_brainmvp.plugin.style import heading, main_button, quiet, small_button
 from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, fits, read_spec
-from napari_brainmvp.training.pretraining.survey import Survey, estimate, survey
+from napari_brainmvp.training.pretraining.survey import Survey, estimate, measure_pace, survey
 
 __all__ = ["PretrainForm"]
 
@@ -53,6 +53,8 @@ class PretrainForm(QWidget):
         super().__init__()
         self.found: Survey | None = None
         self._work: Work | None = None
+        self._timing: Work | None = None
+        self._pace = 0.0
         self.sources = SourceList()
         self.add_folder = small_button("Folder…", "Folders of studies, or a BIDS tree.")
         self.add_list = small_button("Datalist…", "A JSON datalist, as MONAI and the authors use it.")
@@ -154,7 +156,8 @@ class PretrainForm(QWidget):
 
     def look(self) -> None:
         """Look through the chosen data in the background."""
-        self.abandon()
+        if self._work is not None:
+            self._work.abandon()
         self.found = None
         sources = [DataSource(path=path) for path in self.sources.paths()]
         if not sources:
@@ -168,10 +171,11 @@ class PretrainForm(QWidget):
         self._say_cost()
 
     def abandon(self) -> None:
-        """Let go of the search."""
-        if self._work is not None:
-            self._work.abandon()
-            self._work = None
+        """Let go of what is going on in the background."""
+        for work in (self._work, self._timing):
+            if work is not None:
+                work.abandon()
+        self._work = self._timing = None
 
     def _crashed(self, error: Exception) -> None:
         self.summary.setText("Something went wrong; see the notification.")
@@ -242,12 +246,32 @@ class PretrainForm(QWidget):
         self.cost.setVisible(ready)
         if self.found is None or not ready:
             return
-        cost = estimate(self.spec(), self.found)
+        if not self._pace:
+            self.cost.setText("Timing this machine, to estimate what the run will take…")
+            self._time_machine()
+            return
+        cost = estimate(self.spec(), self.found.count, self._pace)
         free = psutil.virtual_memory().available / 1e9
         said = f"About {say_seconds(cost.seconds)} on this machine's processor"
         memory = f"and {cost.gigabytes:.1f} of the {free:.0f} GB of memory that are free"
         note = {"cpu": "", "auto": " A GPU is faster."}.get(self.device.currentText(), " A GPU was not measured.")
         self.cost.setText(f"{said}, {memory}: an estimate, the job will know better.{note}")
+
+    def _time_machine(self) -> None:
+        if self._timing is None:
+            self._timing = Work(lambda progress, cancel: measure_pace())
+            self._timing.done.connect(self._timed)
+            self._timing.failed.connect(self._untimed)
+            self._timing.crashed.connect(self._untimed)
+            self._timing.start()
+
+    def _timed(self, pace: float) -> None:
+        self._timing, self._pace = None, pace
+        self._say_cost()
+
+    def _untimed(self, reason: object) -> None:
+        self._timing = None
+        self.cost.setText(f"What the run will take is not known: {reason}")
 
     def start(self) -> None:
         """Submit the job."""

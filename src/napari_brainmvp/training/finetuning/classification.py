@@ -138,13 +138,13 @@ class _Classification:
         frozen = spec.encoder_rate == 0 or len(studies) <= spec.probe_up_to
         self.probe = source is not None and frozen
         own = source.card.network.in_channels if source is not None else len(self.modalities)
-        together = own > 1 or len(self.modalities) == 1
+        own_scans = source is not None and self.modalities == source.card.modalities  # others it would not segment
         self.network = NetworkSpec(
             in_channels=1 if own == 1 else len(self.modalities),
             out_channels=len(self.classes),
             deep_supervision=False,
             hidden=0 if self.probe else spec.hidden,
-            tissues=count_classes(source.card) if source is not None and self.probe and together else 0,
+            tissues=count_classes(source.card) if source is not None and self.probe and own_scans else 0,
             full_resolution_channels=source.card.network.full_resolution_channels if source is not None else None,
             **encoder_of(source, spec.encoder).model_dump(),
         )

@@ -153,10 +153,12 @@ class _Segmentation:
 
     def _kept_parts(self, folder: Path, train: Sequence[Case]) -> Parts:
         """Return what was found when training began, or find it: a resumed run must mean the same by its weights."""
-        path = folder / "parts.json"
-        if path.is_file():
-            return tuple(tuple(map(int, unions)) for unions in json.loads(path.read_text(encoding="utf-8")))
-        if last_checkpoint(folder) is not None:
+        path, begun = folder / "parts.json", last_checkpoint(folder) is not None
+        earlier = self.run / "parts.json"  # once, the folds of a run shared it
+        for known in (path, earlier) if begun else (path,):
+            if known.is_file():
+                return tuple(tuple(map(int, unions)) for unions in json.loads(known.read_text(encoding="utf-8")))
+        if begun:
             return ()  # a run from before labels were unions
         self.progress(Progress("Comparing classes with labels"))
         parts = self._parts(train)

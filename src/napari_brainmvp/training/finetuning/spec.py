@@ -86,7 +86,7 @@ class FinetuneSpec(BaseModel):
     probe_up_to : int
         Classification: with at most this many studies, a linear layer on frozen features is fitted in closed form.
     precision : {"auto", "bf16-mixed", "32-true", "16-mixed"}
-        Half where the processor or GPU multiplies it, else float32: elsewhere half is tens of times slower.
+        Bfloat16 where the processor or CUDA device multiplies it, else float32: emulated, it is far slower.
     accelerator : str
         As Lightning names it.
     workers : int

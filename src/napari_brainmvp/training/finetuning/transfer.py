@@ -198,13 +198,16 @@ def has_exclusive_classes(card: ModelCard) -> bool:
 
 
 def count_classes(card: ModelCard) -> int:
-    """Count a segmentation model's exclusive classes, with the background; 0 where it has none."""
-    return (len(card.network.parts) or card.network.out_channels) if has_exclusive_classes(card) else 0
+    """Count a segmentation model's exclusive classes, the background being the first; 0 where it has none."""
+    if card.network.parts:
+        return len(card.network.parts)
+    return card.network.out_channels if has_exclusive_classes(card) and card.channels[0] == 0 else 0
 
 
 def class_network(source: LoadedModel, modalities: Sequence[str]) -> SegmentationNetwork:
     """Make a segmentation model's network for these modalities, with its exclusive classes as output channels."""
-    spec, count = source.card.network, count_classes(source.card)
+    spec = source.card.network
+    count = len(spec.parts) or spec.out_channels
     update = {"in_channels": len(modalities), "out_channels": count, "parts": (), "deep_supervision": False}
     card = source.card.model_copy(update={"network": spec.model_copy(update=update)})
     network = build_network(card)

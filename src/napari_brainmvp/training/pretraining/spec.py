@@ -73,7 +73,7 @@ class PretrainingSpec(BaseModel):
         Decay of the moving average of the weights, which is what is kept; 0 keeps the last weights.
     preparation : PreparationSpec
     precision : {"auto", "bf16-mixed", "32-true", "16-mixed"}
-        Half where the processor or GPU multiplies it, else float32: elsewhere half is tens of times slower.
+        Bfloat16 where the processor or CUDA device multiplies it, else float32: emulated, it is far slower.
     compile : bool
         Use ``torch.compile``.
     accelerator, devices, nodes, strategy

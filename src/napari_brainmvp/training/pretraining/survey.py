@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no
 from napari_brainmvp.training.pretraining.spec import PretrainingSpec
 from napari_brainmvp.training.sources import DataSource, find_files
 
-__all__ = ["Estimate", "Survey", "estimate", "survey"]
+__all__ = ["Estimate", "Survey", "estimate", "measure_pace", "survey"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,11 @@ class Survey:
         Studies that will be made; each has two to eight modalities.
     problems : tuple of (str, str)
         Name of a study or folder, and why it or a part of it is left out.
-    pace : float
-        What training costs on this machine's processor, see :func:`measure_pace`; 0 where there is nothing to train on.
     """
 
     studies: tuple[tuple[str, tuple[str, ...]], ...]
     synthetic: int
     problems: tuple[tuple[str, str], ...]
-    pace: float = 0.0
 
     @property
     def count(self) -> int:
@@ -78,7 +74,7 @@ def survey(
             if not broken:
                 studies.append((study.name, tuple(study.scans)))
         progress(Progress("Looking through folders", index + 1, len(sources)))
-    return Survey(tuple(studies), synthetic, tuple(problems), measure_pace() if studies or synthetic else 0.0)
+    return Survey(tuple(studies), synthetic, tuple(problems))
 
 
 def _has_content(path: Path) -> bool:
@@ -109,16 +105,15 @@ _COST = {"compact": 1.0, "small": 4.0}
 _BYTES_A_VOXEL = {"compact": 3.8e3, "small": 1.13e4}
 _BASE_GIGABYTES = {"compact": 0.6, "small": 1.1}
 """Of a sample, and before any sample: ``benchmarks/training_estimates.py``, crops of 32 and 64."""
-_PREPARING = 8e5
-"""What reading or making and preparing a study takes, in voxels trained on."""
+_PREPARING = 5.0
+"""Seconds to read or make, and to prepare a study."""
 
 
-@functools.cache
 def measure_pace() -> float:
     """Time updates of the ``compact`` recipe on this machine's processor: seconds a voxel, the better of two.
 
     Processors differ tenfold, with the instructions they have; so nothing but a measurement tells. It takes a second
-    or two, once in a process.
+    or two.
     """
     import torch
 
@@ -147,16 +142,18 @@ def measure_pace() -> float:
     return min(seconds) / edge**3
 
 
-def estimate(spec: PretrainingSpec, found: Survey) -> Estimate:
+def estimate(spec: PretrainingSpec, studies: int, pace: float) -> Estimate:
     """Estimate time and memory of a run on the processor.
 
     Parameters
     ----------
     spec : PretrainingSpec
-    found : Survey
-        Of the data: how much there is to prepare, and the pace of this machine.
+    studies : int
+        How many have to be prepared first.
+    pace : float
+        Of this machine, see :func:`measure_pace`.
     """
     voxels = spec.batch * spec.crop**3
     trained = spec.max_steps * spec.accumulate * voxels * _COST[spec.encoder]
     memory = _BASE_GIGABYTES[spec.encoder] + voxels * _BYTES_A_VOXEL[spec.encoder] / 1e9
-    return Estimate((trained + found.count * _PREPARING) * found.pace, memory)
+    return Estimate(trained * pace + studies * _PREPARING, memory)
