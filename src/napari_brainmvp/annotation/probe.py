@@ -30,7 +30,8 @@ from napari_brainmvp.training.labels import assign_classes
 
 __all__ = ["Probe", "ProbeSpec"]
 
-_CHUNK = 1 << 15
+_CHUNK = 1 << 13
+"""Voxels predicted at a time, whose hidden units then stay in the cache."""
 _BELIEVED = 256
 """Unlabelled voxels a step."""
 _DOUBT = 0.01
@@ -236,7 +237,7 @@ class Probe:
             before = torch.addmm(bias, x, first)
             hidden = before.clamp(min=0)
             scores = (torch.addmm(offset, hidden, last).add_(prior).softmax(1) - wanted) * weight
-            back = (scores @ last.T).masked_fill_(before <= 0, 0)
+            back = (scores @ last.T).mul_(before > 0)
             gradients = (x.T @ back, back.sum(0), hidden.T @ scores, scores.sum(0))
             rate = spec.learning_rate * min(1.0, step / 5) * (0.5 + 0.5 * np.cos(np.pi * step / (steps + 1)))
             for value, gradient, (mean, square) in zip(self._weights, gradients, moments, strict=True):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FinetuneRow"]
 
-_TIMES = {"minutes": "minutes on a CPU", "hour": "about an hour on a CPU", "paper": "hours on a GPU"}
+_TIMES = {"minutes": "minutes on a CPU", "hour": "an hour or more on a CPU", "paper": "hours on a GPU"}
 
 
 class FinetuneRow(QWidget):
