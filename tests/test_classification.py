@@ -45,7 +45,7 @@ from napari_brainmvp.training.evaluation import (
     mcnemar,
 )
 from napari_brainmvp.training.finetuning import FinetuneSpec, finetune
-from napari_brainmvp.training.finetuning.classification import fit_probe
+from napari_brainmvp.training.finetuning.linear_probe import fit_probe
 from napari_brainmvp.training.finetuning.studies import ClassifiedStudies, collect_classes, stratified_folds
 from napari_brainmvp.training.labels import LabelDescription
 from napari_brainmvp.training.metrics import CaseScores, RegionScores, class_scores

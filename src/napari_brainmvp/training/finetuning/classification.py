@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -23,6 +22,7 @@ from napari_brainmvp.networks import ClassificationNetwork
 from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.finetuning.data import choose_modalities
+from napari_brainmvp.training.finetuning.linear_probe import fit_probe
 from napari_brainmvp.training.finetuning.model import freeze_batch_norm, make_templates, parameter_groups
 from napari_brainmvp.training.finetuning.run import Run, Trainable
 from napari_brainmvp.training.finetuning.spec import SCRATCH, FinetuneSpec
@@ -38,10 +38,8 @@ from napari_brainmvp.training.finetuning.validation import fit_temperature
 from napari_brainmvp.training.loop import describe_run
 from napari_brainmvp.training.metrics import class_scores
 
-__all__ = ["ClassificationModel", "fit_probe", "train_classifier"]
+__all__ = ["ClassificationModel", "train_classifier"]
 
-_REGULARISATION = 0.01
-"""Inverse strength C of the probe's ridge penalty on standardised features; fixed, so that nothing is tuned on."""
 _MOST_FOLDS = 5
 
 
@@ -78,35 +76,6 @@ class ClassificationModel(Trainable):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the cross entropy of a batch of ``image`` (B, C, H, W, D) and ``target`` (B,)."""
         return {"loss": F.cross_entropy(self.network(batch["image"]).float(), batch["target"])}
-
-
-def fit_probe(features: NDArray[np.floating], targets: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
-    """Fit a logistic regression, rare classes weighted up, and write it as a linear layer.
-
-    Features are standardised by s = max(standard deviation, |mean| / 20): what hardly varies is not blown up, so that
-    rounding in half precision stays harmless.
-
-    Parameters
-    ----------
-    features : ndarray of shape (N, F)
-    targets : ndarray of shape (N,), 0 to K - 1
-        Every class occurs.
-
-    Returns
-    -------
-    weight : Tensor of shape (K, F), float32
-    bias : Tensor of shape (K,), float32
-    """
-    mean = features.mean(0)
-    scale = np.maximum(features.std(0), np.maximum(np.abs(mean) / 20, 1e-3))
-    regression = LogisticRegression(C=_REGULARISATION, class_weight="balanced", max_iter=2000)
-    regression.fit((features - mean) / scale, targets)
-    coefficients, intercept = regression.coef_, regression.intercept_
-    if len(coefficients) == 1:  # two classes: the first one's logit is 0
-        coefficients, intercept = np.vstack([0 * coefficients, coefficients]), np.array([0.0, intercept[0]])
-    weight = coefficients / scale
-    bias = intercept - weight @ mean
-    return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
 
 
 class _Classification:
