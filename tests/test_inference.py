@@ -1,5 +1,6 @@
 """Segmentation from study to result, with the tiny model: numbers are random, everything around them is not."""
 
+import threading
 import time
 import timeit
 from dataclasses import replace
@@ -14,7 +15,7 @@ from napari_brainmvp.errors import BrainMVPError, Cancelled, StudyError
 from napari_brainmvp.inference import SegmentOptions, choose_device, segment
 from napari_brainmvp.inference.device import choose_precision
 from napari_brainmvp.inference.result import measure, volumes_csv
-from napari_brainmvp.inference.windows import SlidingWindow, gaussian_importance, window_starts
+from napari_brainmvp.inference.windows import SlidingWindow, gaussian_importance, report_layers, window_starts
 from napari_brainmvp.models import Label, find_model, load_model
 from napari_brainmvp.models.weights import LoadedModel
 from napari_brainmvp.progress import CancelToken
@@ -166,13 +167,32 @@ def test_progress_is_reported_and_cancel_works_within_a_window(model):
 
     def progress(report):
         seen.append(report)
-        if report.step == "Segmenting" and report.done == 2:
+        if report.step == "Segmenting" and report.done >= 30:
             token.cancel()
 
     with pytest.raises(Cancelled):
         segment(study(), model, FLOAT, progress, token)
-    assert seen[-1].done == 2
-    assert seen[-1].total > 2
+    done = [report.done for report in seen if report.step == "Segmenting"]
+    assert done == sorted(set(done))
+    assert len(done) > 5  # in the first window, which is a hundred
+    assert 30 <= done[-1] < 100
+    assert seen[-1].total > 100
+    assert not any(layer._forward_hooks for layer in model.network.modules())
+
+
+def test_progress_ends_at_all_and_another_threads_pass_is_not_counted(model):
+    seen: list[float] = []
+    images, everywhere = torch.rand(2, 48, 32, 32)[[0, 1, 0, 1]], torch.ones(48, 32, 32, dtype=torch.bool)
+    window = SlidingWindow((32, 32, 32), 0.5, 1, torch.device("cpu"), torch.float32, mirror=True)
+    with report_layers(model.network, seen.append):
+        other = threading.Thread(target=window, args=(model.network, images, everywhere, torch.sigmoid))
+        other.start()
+        other.join()
+    assert not seen
+    window(model.network, images, everywhere, torch.sigmoid, lambda report: seen.append(report.fraction))
+    assert seen[0] == 0
+    assert seen[-1] == 1
+    assert {0.25, 0.5, 0.75} <= set(seen)  # two windows of two views each
 
 
 class Hungry(torch.nn.Module):
@@ -215,6 +235,14 @@ def test_out_of_memory_for_one_window_falls_back_to_the_cpu():
     window._retreat()
     assert window.device.type == "cpu"
     assert "ran out of memory" in window.warnings[0]
+
+
+def test_out_of_memory_for_one_large_window_means_smaller_ones():
+    window = SlidingWindow((160, 192, 80), 0.5, 1, torch.device("cuda"), torch.bfloat16)
+    window._retreat()
+    assert window.device.type == "cuda"
+    assert window.patch_size == (96, 96, 80)
+    assert not window.warnings
 
 
 def test_empty_windows_are_skipped():

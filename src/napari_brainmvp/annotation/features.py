@@ -21,7 +21,7 @@ from torch import Tensor
 
 from napari_brainmvp.errors import ModelError
 from napari_brainmvp.inference.device import choose_device, choose_dtype
-from napari_brainmvp.inference.windows import gaussian_importance, window_starts
+from napari_brainmvp.inference.windows import gaussian_importance, report_layers, window_starts
 from napari_brainmvp.models import LoadedModel
 from napari_brainmvp.networks import STRIDE, SegmentationNetwork, channels_last
 from napari_brainmvp.networks.layers import to_hwd
@@ -95,7 +95,7 @@ def compute_features(
     model : LoadedModel
         A segmentation model.
     progress, cancel
-        Told, and asked, at every modality and window.
+        Told, and asked, at every modality and layer of the network.
     device : str
         Of the network, as :func:`napari_brainmvp.inference.choose_device` takes it.
 
@@ -219,10 +219,15 @@ def _network_maps(
     dtype = choose_dtype(where)
     network.to(where)
     for done, corner in enumerate(corners):
-        _check(cancel)
-        progress(Progress("Reading the study with the network", done, len(corners)))
+
+        def report(share: float, done: int = done) -> None:
+            _check(cancel)
+            progress(Progress("Reading the study with the network", round(100 * (done + share)), 100 * len(corners)))
+
+        report(0.0)
         box = [slice(s, s + w) for s, w in zip(corner, window, strict=True)]
-        with torch.autocast(where.type, dtype if dtype != torch.float32 else None, enabled=dtype != torch.float32):
+        half = dtype != torch.float32
+        with report_layers(network, report), torch.autocast(where.type, dtype if half else None, enabled=half):
             maps = _decode(network, channels_last(images[(slice(None), *box)][None].to(where)))
         for stride, found in maps.items():
             small = tuple(slice(s.start // stride, s.stop // stride) for s in box)

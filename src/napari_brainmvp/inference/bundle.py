@@ -103,7 +103,7 @@ class WindowInferer(Inferer):
         window = SlidingWindow(
             patch_size=self.card.patch_size,
             overlap=self.overlap,
-            batch=1 if self.device.type == "cpu" else 4,
+            batch=0,
             device=self.device,
             dtype=choose_dtype(self.device),
         )

@@ -119,7 +119,7 @@ def reconstruct(
     window = SlidingWindow(
         patch_size=loaded.card.patch_size,
         overlap=options.overlap,
-        batch=options.window_batch or (1 if device.type == "cpu" else 8),
+        batch=options.window_batch,
         device=device,
         dtype=choose_dtype(device, options.precision),
         align=STRIDE,

@@ -40,7 +40,7 @@ class SegmentOptions:
         Average with the left-right mirror image: twice the time, a little more accurate.
     precision : {"auto", "float32", "bfloat16"}
     window_batch : int
-        Windows computed together; 0 chooses 1 on a CPU and 4 elsewhere.
+        Windows computed together; 0 chooses one on a CPU, and a few small ones elsewhere.
     probabilities, uncertainty : bool
         Also return these maps.
     target : str
@@ -78,7 +78,7 @@ def segment(
         A registered name, a model folder, or a loaded model; default the one that ships.
     options : SegmentOptions, optional
     progress, cancel
-        Reported to and asked at every window.
+        Reported to and asked after every layer of every window.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def segment(
     window = SlidingWindow(
         patch_size=card.patch_size,
         overlap=options.overlap,
-        batch=options.window_batch or (1 if device.type == "cpu" else 4),
+        batch=options.window_batch,
         device=device,
         dtype=choose_dtype(device, options.precision),
         mirror=options.mirror,

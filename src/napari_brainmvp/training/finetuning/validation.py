@@ -253,7 +253,7 @@ def measure(
         if not all(there):
             missing = [k for k, present in enumerate(there) if not present]
             images[missing] = model.templates.fill(shape).cpu()[missing] * foreground
-        window = SlidingWindow(patch, 0.5, 1, fabric.device, choose_dtype(fabric.device))
+        window = SlidingWindow(patch, 0.5, 0, fabric.device, choose_dtype(fabric.device))
         activation = torch.sigmoid if model.activation == "sigmoid" else _softmax
         probabilities = window(model.network, images, foreground, activation, cancel=cancel)
         decided = probabilities > 0.5 if model.activation == "sigmoid" else _one_hot(probabilities)[1:]
