@@ -22,6 +22,8 @@ from conftest import save
 from models_for_tests import tiny_encoder
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 from napari_brainmvp.inference import classify
+from napari_brainmvp.inference.classify import resize_box
+from napari_brainmvp.inference.segment import fill_missing
 from napari_brainmvp.io import class_of, read_participants, read_study
 from napari_brainmvp.models import (
     ModelCard,
@@ -36,7 +38,7 @@ from napari_brainmvp.models.weights import build_network
 from napari_brainmvp.networks import ClassificationNetwork, EncoderSpec, ReconstructionNetwork
 from napari_brainmvp.networks.classification import describe_content
 from napari_brainmvp.plugin.layers import layer_grid
-from napari_brainmvp.preparation import PreparationSpec
+from napari_brainmvp.preparation import PreparationSpec, prepare
 from napari_brainmvp.training.checkpoints import last_checkpoint
 from napari_brainmvp.training.evaluation import (
     ClassifiedCase,
@@ -275,20 +277,12 @@ def test_a_segmentation_model_describes_studies_by_what_it_sees(home, data, tmp_
     assert max(result.saliency.max() for result in found) == pytest.approx(1, abs=0.1)
     assert min(result.saliency.min() for result in found) == 0
     result = found[0]
-    torch.manual_seed(0)  # every voxel of a tissue is as bright as the tissue speaks for the class
-    network = ClassificationNetwork(1, 2, TINY, 1, 0, tissues=3).eval().requires_grad_(False)
-    x = torch.rand(1, 1, 32, 32, 32)
-    seen = network._tissues(x)[0].numpy()
-    shown = network.saliency(x, 0).numpy()
-    weights = (network.head.weight[0] - network.head.weight[1]).numpy()
-    expected = np.zeros_like(shown)
-    for k, tissue in enumerate(seen[1:]):
-        most = [np.exp(v) - 1e-3 for v in describe_content(torch.from_numpy(seen[None]))[0, k + 2 :: 2].numpy()]
-        shares = [tissue.mean() / (tissue.mean() + 1e-5), *(m / (m + 1e-3) for m in most)]
-        expected += np.dot(weights[k::2], shares) * tissue
-    expected = np.maximum(expected, 0)
-    np.testing.assert_allclose(shown, expected / max(expected.max(), 1e-12), atol=1e-3)
-    assert shown.max() > 0 or network.saliency(x, 1).max() > 0
+    result, described = found[0], []
+    for k in range(9):
+        prepared = prepare(read_study(data / f"sub-{k:02d}"), model.card.modalities, model.card.preparation)
+        box = resize_box(fill_missing(prepared, model)[0], model.card.patch_size)
+        described += [model.network.describe(view[None]).detach() for view in (box, box.flip(1))]
+    np.testing.assert_allclose(model.network.typical, torch.cat(described).mean(0), atol=6e-2)
 
     # the same model with regions of its classes as output describes studies in the same way; one of regions alone not
     unions = source.card.network.model_copy(update={"parts": ((), (0,), (0, 1), (1,)), "out_channels": 2})
@@ -303,6 +297,27 @@ def test_a_segmentation_model_describes_studies_by_what_it_sees(home, data, tmp_
     alone = save_model(tmp_path / "alone", plain, build_network(plain), source.templates)
     last = find_model(finetune(spec_for(data, init=str(alone)), tmp_path / "last", cache=tmp_path / "cache"))
     assert last.card.network.tissues == 0
+
+
+def test_a_tissue_is_bright_where_more_of_it_than_usual_speaks_for_the_class():
+    torch.manual_seed(0)
+    network = ClassificationNetwork(1, 2, TINY, 1, 0, tissues=3).eval().requires_grad_(False)
+    x = torch.rand(1, 1, 32, 32, 32)
+    seen = network._tissues(x)[0].numpy()
+    described = describe_content(torch.from_numpy(seen[None]))[0]
+    network.typical.copy_(described + torch.randn(12))
+    for index, sign in ((0, 1), (1, -1)):
+        shown = network.saliency(x, index).numpy()
+        weights = sign * (network.head.weight[0] - network.head.weight[1]).numpy()
+        expected = np.zeros_like(shown)
+        for k, tissue in enumerate(seen[1:]):
+            more = [max(0, float(described[f] - network.typical[f])) for f in range(k, 12, 2)]
+            expected += np.dot(weights[k::2], more) * tissue
+        expected = np.maximum(expected, 0)
+        np.testing.assert_allclose(shown, expected / max(expected.max(), 1e-12), atol=1e-3)
+    assert shown.max() == 1 or network.saliency(x, 0).max() == 1
+    network.typical.copy_(described + 1)  # there is nothing more of than usual
+    assert network.saliency(x, 0).max() == 0
 
 
 def test_content_is_what_there_is_and_how_much_of_it_in_one_place():

@@ -610,8 +610,12 @@ def test_a_killed_run_resumes_to_the_same_curve(home, data, tmp_path):
     refused = start("killed", *options)
     assert refused.wait(120) == 2
     assert b"resume" in refused.stderr.read()
-    resumed = start("killed", "--resume", "--cache", str(tmp_path / "c"))
+    other = start("killed", "--resume", "--set=crop=48", "--set=minutes=0.5")
+    assert other.wait(120) == 2
+    assert b"keeps its crop" in other.stderr.read()
+    resumed = start("killed", "--resume", "--set=minutes=0.5", "--cache", str(tmp_path / "c"))
     assert resumed.wait(240) == 0, resumed.stderr.read().decode()
+    assert json.loads((tmp_path / "killed" / "spec.json").read_text())["minutes"] == 0.5
     one, two = (rows(tmp_path / name / "metrics.csv") for name in ("whole", "killed"))
     assert [r["step"] for r in two] == [str(k) for k in range(1, 9)]
     for a, b in zip(one, two, strict=True):

@@ -6,13 +6,16 @@ import json
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from napari_brainmvp.cli.console import say
 from napari_brainmvp.cli.jobs_commands import submit
 from napari_brainmvp.errors import BrainMVPError, FileError
+
+if TYPE_CHECKING:
+    from napari_brainmvp.training.finetuning.spec import FinetuneSpec
 
 __all__ = ["finetune"]
 
@@ -48,17 +51,17 @@ def finetune(
     cache: Annotated[Path | None, typer.Option(help="Folder for prepared studies.")] = None,
 ) -> None:
     """Fine-tune a model on a few annotated studies, or on studies with a class each."""
-    from napari_brainmvp.cli.pretraining import progress_lines, settings, sources, stop_on_signals
+    from napari_brainmvp.cli.pretraining import FREE, progress_lines, resumed, settings, sources, stop_on_signals
     from napari_brainmvp.models import find_model, list_models, models_folder
-    from napari_brainmvp.training.finetuning.spec import FinetuneSpec, read_spec
+    from napari_brainmvp.training.finetuning.spec import read_spec
     from napari_brainmvp.training.labels import read_labels
 
     folder = run or models_folder().parent / "runs" / out
     spec: FinetuneSpec
     if resume:
-        if data or change or max_steps:
-            raise BrainMVPError("A resumed run keeps its settings: leave out --data, --set and --max-steps.")
-        spec = _resumed(folder)
+        if data or max_steps:
+            raise BrainMVPError("A resumed run keeps its data and its length: leave out --data and --max-steps.")
+        spec = resumed(_started(folder), settings(change or ()), FREE)
     else:
         if not data:
             raise BrainMVPError("No data: say --data FOLDER, with a folder of annotated studies.")
@@ -93,7 +96,7 @@ def finetune(
     say(f"Wrote model {out} ({entry.folder}).")
 
 
-def _resumed(run: Path) -> Any:
+def _started(run: Path) -> FinetuneSpec:
     """Read the specification a run was started with."""
     from napari_brainmvp.training.finetuning.spec import FinetuneSpec
 

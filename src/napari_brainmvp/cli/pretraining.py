@@ -6,12 +6,13 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from napari_brainmvp.cli.console import progress_bar, say
 from napari_brainmvp.errors import BrainMVPError, FileError
@@ -20,7 +21,9 @@ from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, read_spec
 
 __all__ = [
+    "FREE",
     "progress_lines",
+    "resumed",
     "resumed_spec",
     "run_pretraining",
     "settings",
@@ -28,8 +31,12 @@ __all__ = [
     "stop_on_signals",
 ]
 
+FREE = ("accelerator", "precision", "workers", "minutes")
+"""Settings that do not change what a run learns."""
 _SECONDS = 30.0
 """Between lines of progress where there is no terminal."""
+
+Spec = TypeVar("Spec", bound=BaseModel)
 
 
 def sources(paths: Sequence[str], base: str) -> tuple[DataSource, ...]:
@@ -70,15 +77,28 @@ def resumed_spec(run: Path, changes: dict[str, Any]) -> PretrainingSpec:
     path = run / "spec.json"
     if not path.is_file():
         raise FileError(f"{run} holds no run to resume: start one without --resume.")
-    free = {"devices", "nodes", "strategy", "accelerator", "precision", "workers", "minutes", "compile"}
-    fixed = sorted(set(changes) - free)
-    known = read_spec(path, None, {})
-    differing = [
-        name for name in fixed if name not in type(known).model_fields or getattr(known, name) != changes[name]
-    ]
+    return resumed(read_spec(path, None, {}), changes, {*FREE, "devices", "nodes", "strategy", "compile"})
+
+
+def resumed(spec: Spec, changes: dict[str, Any], free: Collection[str]) -> Spec:
+    """Change those settings of a run that may be given anew, and refuse to change others.
+
+    Raises
+    ------
+    BrainMVPError
+        Something that is not in ``free`` is to be changed, or a value makes no sense.
+    """
+    fields = type(spec).model_fields
+    fixed = sorted(set(changes) - set(free))
+    differing = [name for name in fixed if name not in fields or getattr(spec, name) != changes[name]]
     if differing:
         raise BrainMVPError(f"A resumed run keeps its {', '.join(differing)}: leave that out, or start a new run.")
-    return read_spec(path, None, {name: value for name, value in changes.items() if name not in fixed})
+    try:
+        return type(spec).model_validate(spec.model_dump() | {name: changes[name] for name in changes if name in free})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BrainMVPError(f"{where}: {first['msg']}. Correct the value.") from error
 
 
 def run_pretraining(spec: PretrainingSpec, run: Path, *, resume: bool, name: str, cache: Path | None) -> None:

@@ -61,6 +61,11 @@ class ClassificationNetwork(nn.Module):
     full_channels : int, optional
         Of the decoder at full resolution; default those of the first stage.
 
+    Attributes
+    ----------
+    typical : Tensor of shape (width,)
+        With tissues: the mean description of the studies that the head was fitted to.
+
     Examples
     --------
     >>> network = ClassificationNetwork(4, 3, EncoderSpec(channels=(8, 16, 32, 32), head_size=16), in_channels=1)
@@ -79,6 +84,7 @@ class ClassificationNetwork(nn.Module):
         full_channels: int | None = None,
     ) -> None:
         super().__init__()
+        self.typical: Tensor
         self.in_channels = in_channels
         self.encoder = UniFormer(in_channels, spec)
         self.decoder: SegmentationDecoder | None = None
@@ -86,6 +92,7 @@ class ClassificationNetwork(nn.Module):
         if tissues:
             self.decoder = SegmentationDecoder(in_channels, tissues, spec, full_channels or spec.channels[0])
             self.width = (1 + len(_EDGES)) * (tissues - 1)
+            self.register_buffer("typical", torch.zeros(self.width))
         self.head: nn.Module = nn.Linear(self.width, classes)
         if hidden:
             self.head = nn.Sequential(
@@ -136,9 +143,12 @@ class ClassificationNetwork(nn.Module):
         """Show what speaks for a class rather than for the others: what makes its logit exceed the mean of theirs.
 
         Grad-CAM (Selvaraju et al., ICCV 2017) on the third stage's maps: s = relu(sum_c w_c A_c) with w_c the mean
-        over space of the gradient at map A_c; summed over the modalities where each is seen by itself. With a
-        decoder, on the probabilities p_k of its classes: s = relu(sum_k e_k p_k) with e_k the sum over space of p_k
-        times the gradient at p_k. So each tissue is as bright as it speaks for the class, wherever it is.
+        over space of the gradient at map A_c; summed over the modalities where each is seen by itself.
+
+        With a decoder and a linear head, on the probabilities p_k of its classes: s = relu(sum_k e_k p_k) with
+        e_k = sum_f v_f relu(z_f - m_f) over the descriptions z_f of class k, where v is the class's weights less the
+        mean of the others', and m the typical study. So each tissue is as bright, wherever it is, as there being more
+        of it than in a typical study speaks for the class; that there is less of something cannot be shown.
 
         Parameters
         ----------
@@ -152,13 +162,7 @@ class ClassificationNetwork(nn.Module):
             0 everywhere where nothing speaks for the class.
         """
         if self.decoder is not None:
-            seen = self._tissues(x).detach()
-            with torch.enable_grad():
-                lead = self._lead(describe_content(seen.requires_grad_(True)), index)
-                (gradient,) = torch.autograd.grad(lead, seen)
-            evidence = (gradient * seen).sum((2, 3, 4), keepdim=True)
-            shown = F.relu((evidence * seen).sum(1))[0].detach()
-            return shown / shown.amax().clamp(min=1e-12)
+            return self._tissue_saliency(x, index)
         with torch.enable_grad():
             stages = self.stages(x.detach().requires_grad_(True))
             (gradient,) = torch.autograd.grad(self._lead(self.pool(stages, 1), index), stages[2])
@@ -166,3 +170,14 @@ class ClassificationNetwork(nn.Module):
         maps = F.relu((weights * stages[2].detach().float()).sum(1)).sum(0).permute(1, 2, 0)  # (D, H, W) to (H, W, D)
         full = F.interpolate(maps[None, None], x.shape[2:], mode="trilinear", align_corners=False)[0, 0]
         return full / full.amax().clamp(min=1e-12)
+
+    @torch.no_grad()
+    def _tissue_saliency(self, x: Tensor, index: int) -> Tensor:
+        assert isinstance(self.head, nn.Linear)
+        seen = self._tissues(x)
+        weight = self.head.weight.float()
+        others = (weight.sum(0) - weight[index]) / max(1, len(weight) - 1)
+        excess = F.relu(describe_content(seen)[0] - self.typical)
+        evidence = ((weight[index] - others) * excess).reshape(1 + len(_EDGES), -1).sum(0)
+        shown = F.relu(torch.einsum("k,khwd->hwd", evidence, seen[0, 1:]))
+        return shown / shown.amax().clamp(min=1e-12)

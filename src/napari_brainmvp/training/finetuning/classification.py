@@ -173,6 +173,8 @@ class _Classification:
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
+            if network.decoder is not None:
+                network.typical.copy_(torch.from_numpy(np.vstack([features, mirrored]).mean(0)))
         made = torch.cat(logits) if logits else torch.zeros(0, len(self.classes))
         return self._finish(network, made, indices, f"{len(folds)}-fold cross-validation", 0)
 
