@@ -24,6 +24,7 @@ from napari_brainmvp.models.weights import LoadedModel
 from napari_brainmvp.study import Grid, Scan, Study, modality
 from napari_brainmvp.synthesis import LABEL_NAMES, SynthesisSpec, make_study
 from napari_brainmvp.training.default_model import HELD_OUT
+from napari_brainmvp.training.memory import keep_freed_memory
 
 SUBSETS = (("t1", "t1c", "t2", "flair"), ("t1",), ("flair",), ("t1", "flair"))
 
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--mirror", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    keep_freed_memory()
     model, options = load_model(find_model(arguments.model)), SegmentOptions(mirror=arguments.mirror)
     table: dict[str, object] = {
         "model": model.card.name,

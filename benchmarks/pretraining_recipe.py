@@ -28,8 +28,8 @@ from napari_brainmvp.inference.device import choose_precision
 from napari_brainmvp.training.cache import CachedStudy, cache_synthetic
 from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.pretraining.data import CropStream, Dataset
-from napari_brainmvp.training.pretraining.engine import _Run
 from napari_brainmvp.training.pretraining.model import PretrainingModel
+from napari_brainmvp.training.pretraining.run import Run
 from napari_brainmvp.training.pretraining.spec import PretrainingSpec
 from napari_brainmvp.training.pretraining.tasks import psnr
 from napari_brainmvp.training.pretraining.validation import central_batch
@@ -58,7 +58,7 @@ COLUMNS = ("view A", "view B", "all hidden", "template", "retrieval")
 def train(spec: PretrainingSpec, studies: Sequence[CachedStudy], run: Path) -> PretrainingModel:
     """Train a variant from its seed and return the averaged model."""
     fabric = Fabric(accelerator="cpu", devices=1, precision=choose_precision(spec.precision, "cpu"))
-    trainer = _Run(fabric, spec, run, [])
+    trainer = Run(fabric, spec, run, [])
     stream = CropStream([Dataset(tuple(studies), 1.0)], spec)
     trainer.train(DataLoader(stream, batch_size=None), 0, lambda progress: None, None)
     return trainer.average.eval()

@@ -1,6 +1,7 @@
 """Shared fixtures. Tests make their own data; they never need a network connection or a GPU."""
 
 import os
+from contextlib import contextmanager
 
 os.environ.setdefault("NAPARI_ASYNC", "0")
 
@@ -9,6 +10,13 @@ import numpy as np
 import pytest
 
 from models_for_tests import tiny_model
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep all tests with a window in one process: only one window has the keyboard."""
+    for item in items:
+        if "qtbot" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("windows"))
 
 
 @pytest.fixture
@@ -25,6 +33,27 @@ def brain(shape=(40, 44, 36), seed=0) -> np.ndarray:
     index = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"), -1)
     inside = np.linalg.norm(index, axis=-1) < 0.8
     return np.where(inside, rng.uniform(50, 150, shape), 0).astype(np.float32)
+
+
+@contextmanager
+def ordinary_user(closed):
+    """Close a folder, and be a user whom that keeps out; root is let in everywhere."""
+    closed.chmod(0)
+    root = os.geteuid() == 0
+    above = [folder for folder in closed.parents if root and folder.stat().st_uid == 0 and folder != folder.parent]
+    modes = [folder.stat().st_mode for folder in above]
+    for folder, mode in zip(above, modes, strict=True):
+        folder.chmod(mode | 0o755)
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for folder, mode in zip(above, modes, strict=True):
+            folder.chmod(mode)
+        closed.chmod(0o755)
 
 
 def save(path, data, affine=None, **header) -> None:

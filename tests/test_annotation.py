@@ -2,10 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +18,15 @@ import pytest
 import torch
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
-from models_for_tests import tiny_card
+from models_for_tests import tiny_card, tiny_model
 from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
-from napari_brainmvp.annotation.comparison import as_classes, compare
+from napari_brainmvp.annotation.comparison import as_classes, compare, newest_model
 from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.export import export_dataset
 from napari_brainmvp.annotation.features import CLASS, compute_features
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.participants import export_participants, import_participants
-from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor, labelled_voxels
+from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor, labelled_voxels, uncertain_slice
 from napari_brainmvp.annotation.probe import Probe, ProbeSpec
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.annotation.ranking import (
@@ -35,11 +39,13 @@ from napari_brainmvp.annotation.ranking import (
 )
 from napari_brainmvp.annotation.store import FeatureStore
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
-from napari_brainmvp.io import find_studies, read_label_map, read_study
+from napari_brainmvp.io import class_of, find_studies, read_label_map, read_participants, read_study
 from napari_brainmvp.models import Label, find_model, load_model
 from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.study import LabelMap
+from napari_brainmvp.training.finetuning import FinetuneSpec
 from napari_brainmvp.training.labels import assign_classes
+from napari_brainmvp.training.sources import DataSource
 
 TESTS = Path(__file__).parent
 
@@ -206,8 +212,10 @@ def test_features_are_computed_once_a_study_and_model(model, tmp_path):
     assert torch.equal(first.values, second.values)
     assert first.names == second.names
     assert second.source == study.grid
-    next(tmp_path.glob("*.npz")).write_bytes(b"damaged")
-    assert torch.equal(store.get(study, model).values, first.values)
+    kept = next(tmp_path.glob("*.npz"))
+    for damaged in (b"damaged", kept.read_bytes()[:-1000]):
+        kept.write_bytes(damaged)
+        assert torch.equal(store.get(study, model).values, first.values)
     store.get(lesion_study(seed=1), model)
     assert len(list(tmp_path.glob("*.npz"))) == 2
 
@@ -238,11 +246,22 @@ def test_computing_features_can_be_cancelled(model, tmp_path):
 def test_the_uncertain_slice_is_not_one_that_is_painted_all_over(features):
     predictor = StudyPredictor(features, background=1)
     predictor.fit(strokes())
-    first = predictor.uncertain_slice(np.zeros(SHAPE, int), 2)
+    uncertainty = predictor.predict_volume().uncertainty
+    first = uncertain_slice(uncertainty, np.zeros(SHAPE, int), 2)
+    sums = uncertainty.astype(float).sum((0, 1))
+    assert first == sums.argmax()
     labels = np.zeros(SHAPE, int)
     labels[..., first] = 1
-    assert 0 <= first < SHAPE[2]
-    assert predictor.uncertain_slice(labels, 2) != first
+    sums[first] /= 4
+    assert uncertain_slice(uncertainty, labels, 2) == sums.argmax()
+
+
+def test_background_in_the_black_outside_the_head_is_said_to_teach_nothing(features):
+    predictor = StudyPredictor(features, background=1)
+    labels = np.where(strokes() == 2, 2, 0)
+    labels[0, :, 0] = 1
+    with pytest.raises(BrainMVPError, match="outside the head"):
+        predictor.fit(labels)
 
 
 def test_a_study_that_many_are_like_comes_first_and_one_that_shows_more():
@@ -282,6 +301,13 @@ def test_a_projects_unpainted_studies_in_order(model, features, tmp_path):
     steps = []
     assert rank_project(project, found.__getitem__, steps.append) == ["alike", "less"]  # with FLAIR it shows more
     assert len(steps) == 3
+
+    def read(name: str):
+        if name == "less":
+            raise FileError("moved")
+        return found[name]
+
+    assert rank_project(project, read) == ["alike"]
     token = CancelToken()
     token.cancel()
     with pytest.raises(Cancelled):
@@ -387,6 +413,30 @@ def test_history_is_bounded(tmp_path):
     assert len(list(tmp_path.glob("stroke-*.npz"))) <= 275
     assert len(list(tmp_path.glob("snapshot-*.npz"))) == 1
     np.testing.assert_array_equal(LabelHistory(tmp_path, (4, 4, 4)).labels, history.labels)
+
+
+def test_a_history_with_a_file_missing_is_damaged_and_nothing_is_written_over_it(tmp_path):
+    history = LabelHistory(tmp_path, SHAPE)
+    for stroke in range(30):
+        labels = history.labels.copy()
+        labels[stroke, 0, 0] = 1
+        history.record(labels)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("state.json", "snapshot-000025.npz", "stroke-000028.npz"):
+        (tmp_path / name).unlink()
+        with pytest.raises(FileError, match="damaged"):
+            LabelHistory(tmp_path, SHAPE)
+        (tmp_path / name).write_bytes(files[name])
+    np.testing.assert_array_equal(LabelHistory(tmp_path, SHAPE).labels, history.labels)
+
+
+def test_a_window_killed_within_the_very_first_stroke_keeps_it(tmp_path):
+    LabelHistory(tmp_path, SHAPE).record(strokes())
+    (tmp_path / "state.json").unlink()
+    again = LabelHistory(tmp_path, SHAPE)
+    np.testing.assert_array_equal(again.labels, strokes())
+    assert again.undo()
+    assert not LabelHistory(tmp_path, SHAPE).labels.any()
 
 
 @pytest.mark.parametrize(
@@ -521,6 +571,47 @@ def test_a_silent_lock_of_another_machine_is_stale(project):
     opened.close()
 
 
+def test_a_silent_lock_with_the_number_of_a_process_that_lives_is_stale(project):
+    project.close()
+    lock = {"pid": os.getpid(), "host": socket.gethostname(), "token": "x", "at": time.time() - 60}
+    (project.folder / "lock.json").write_text(json.dumps(lock))
+    assert AnnotationProject.open(project.folder).read_only  # it may only be busy
+    (project.folder / "lock.json").write_text(json.dumps({**lock, "at": time.time() - 300}))
+    opened = AnnotationProject.open(project.folder)
+    assert not opened.read_only
+    opened.close()
+
+
+def test_strokes_are_refused_once_another_window_has_taken_over(project, tmp_path):
+    project.add_study(replace(lesion_study(tmp_path, "case-1"), labels=None))
+    history = project.labels("case-1")
+    history.record(strokes())
+    lock = json.loads((project.folder / "lock.json").read_text())
+    (project.folder / "lock.json").write_text(json.dumps({**lock, "token": "another"}))
+    files = {p: p.read_bytes() for p in (project.folder / "labels" / "case-1").iterdir()}
+    with pytest.raises(FileError, match="open for writing elsewhere"):
+        history.record(np.zeros(SHAPE, int))
+    with pytest.raises(FileError, match="open for writing elsewhere"):
+        history.undo()
+    project.close()
+    assert {p: p.read_bytes() for p in (project.folder / "labels" / "case-1").iterdir()} == files
+
+
+def test_all_threads_get_one_history(project, tmp_path):
+    project.add_study(replace(lesion_study(tmp_path, "case-1"), labels=None))
+    for _ in range(20):
+        project._histories.clear()
+        barrier = threading.Barrier(8)
+
+        def ask(barrier: threading.Barrier = barrier) -> LabelHistory:
+            barrier.wait()
+            return project.labels("case-1")
+
+        with ThreadPoolExecutor(8) as pool:
+            found = [future.result() for future in [pool.submit(ask) for _ in range(8)]]
+        assert all(history is found[0] for history in found)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"classes": []}', '{"classes": [{"value": 0, "name": "x"}]}'])
 def test_a_damaged_project_is_said(tmp_path, text):
     (tmp_path / "project.json").write_text(text)
@@ -553,8 +644,55 @@ def test_participants_go_out_and_come_back(project, tmp_path):
     assert import_participants(project, path) == 2
     assert [s.group for s in project.studies] == ["HGG", "LGG", ""]
     path.write_text("name\tage\n")
-    with pytest.raises(FileError, match="participant_id"):
-        import_participants(project, path)
+    for action in (import_participants, export_participants):
+        with pytest.raises(StudyError, match="participant_id"):
+            action(project, path)
+
+
+def test_classes_are_put_into_a_table_that_is_there_already(project, tmp_path):
+    for name in ("sub-01", "case-2", "case2", "case-3"):
+        project.add_study(lesion_study(name=name))
+    project.set_groups({"sub-01": "HGG", "case-2": "LGG", "case2": "HGG"})
+    path = tmp_path / "participants.tsv"
+    path.write_text("\ufeffparticipant_id\tage\tsex\nsub-01\t40\tf\nsub-90\t50\tm\ncase-2\t60\tf\n", encoding="utf-8")
+    export_participants(project, path)
+    expected = [
+        "participant_id\tage\tsex\tgroup",
+        "sub-01\t40\tf\tHGG",
+        "sub-90\t50\tm\tn/a",
+        "case-2\t60\tf\tLGG",
+        "sub-case2x2\tn/a\tn/a\tHGG",  # not case-2, whose label is the same
+        "sub-case3\tn/a\tn/a\tn/a",
+    ]
+    assert path.read_text().splitlines() == expected
+    project.set_groups({s.name: "" for s in project.studies})
+    export_participants(project, path)  # the project knows none: what is there stays
+    assert path.read_text().splitlines() == expected
+    assert import_participants(project, path) == 3
+    assert [s.group for s in project.studies] == ["HGG", "LGG", "HGG", ""]
+    project.add_study(lesion_study(name="case3"))  # of case-3, whose row this looks like, it is not
+    project.set_groups({"case3": "new"})
+    assert export_participants(project, path).read_text().splitlines() == [*expected, "sub-case3x2\tn/a\tn/a\tnew"]
+    project.set_groups({"case3": ""})
+    path.write_text("\n".join([*expected[:-1], "sub-case3\tn/a\tn/a\told"]) + "\n")
+    assert import_participants(project, path) == 4
+    assert [s.group for s in project.studies][3:] == ["old", ""]
+    path.write_text(path.read_text() + "sub-91\t1\tm\tx\textra\n")
+    with pytest.raises(FileError, match="line 7"):
+        export_participants(project, path)
+
+
+def test_classes_come_from_any_column_of_a_table_with_a_byte_order_mark(project, tmp_path):
+    for name in ("sub-01_ses-1", "sub-02"):
+        project.add_study(lesion_study(name=name))
+    path = tmp_path / "participants.tsv"
+    path.write_text("\ufeffparticipant_id\tage\tdiagnosis\nsub-01\t40\tHGG\nsub-02\t50\tn/a\n", encoding="utf-8")
+    assert import_participants(project, path) == 1
+    assert [s.group for s in project.studies] == ["HGG", ""]
+    assert import_participants(project, path, "age") == 2
+    assert [s.group for s in project.studies] == ["40", "50"]
+    with pytest.raises(StudyError, match="'eyes'"):
+        import_participants(project, path, "eyes")
 
 
 @pytest.mark.parametrize("layout", ["brats", "bids"])
@@ -573,8 +711,82 @@ def test_an_exported_project_is_a_dataset(project, tmp_path, layout):
     said = json.loads((out / "dataset.json").read_text())
     assert said["labels"] == {"2": "Lesion"}
     assert (said["background"], said["unlabelled"]) == (1, 0)
+    description = out / "dataset_description.json"
+    assert description.exists() == (layout == "bids")
+    if layout == "bids":
+        content = json.loads(description.read_text())
+        assert (content["DatasetType"], content["GeneratedBy"][0]["Name"]) == ("derivative", "napari-brainmvp")
     with pytest.raises(FileError, match="not empty"):
         export_dataset(project, out, layout)
+
+
+def test_studies_with_one_bids_label_do_not_overwrite_each_other(project, tmp_path):
+    for name in ("p1-2", "P12"):  # nor where a file system does not tell capitals apart
+        project.add_study(lesion_study(tmp_path, name))
+        project.labels(name).record(strokes())
+    project.set_groups({"p1-2": "a", "P12": "b"})
+    out = export_dataset(project, tmp_path / "dataset", "bids")
+    assert [s.name for s in find_studies(out)] == ["sub-P12x2", "sub-p12"]
+    assert read_participants(out / "participants.tsv") == {"sub-p12": "a", "sub-P12x2": "b"}
+
+
+def test_an_export_that_fails_leaves_nothing_behind(project, tmp_path):
+    project.add_study(lesion_study(tmp_path, "case"))
+    project.labels("case").record(np.where(strokes() == 1, 1, 0))
+    out = tmp_path / "datasets" / "mine"
+    with pytest.raises(StudyError, match="Only background"):
+        export_dataset(project, out)
+    project.labels("case").record(strokes())
+    scan = next((tmp_path / "case").glob("*t1*"))
+    scan.rename(tmp_path / "moved.nii.gz")
+    with pytest.raises(StudyError, match="case_t1"):
+        export_dataset(project, out)
+    (tmp_path / "moved.nii.gz").rename(scan)
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        export_dataset(project, out, cancel=token)
+    assert not out.exists()
+    assert not [*tmp_path.glob("datasets/.*")]
+    out.mkdir(parents=True)  # as a dialog makes it
+    assert export_dataset(project, out) == out
+    assert [s.name for s in find_studies(out)] == ["case"]
+
+
+def test_the_newest_model_of_a_project_is_found_by_what_it_was_trained_on(project, home):
+    dataset = project.folder / "datasets" / "mine-1"
+    dataset.mkdir(parents=True)
+    assert newest_model(project) is None
+    recipe = FinetuneSpec(data=(DataSource(path=str(dataset)),))
+    for name, told in (("mine", recipe.recipe()), ("older", recipe.model_dump(mode="json")), ("other", {"data": []})):
+        tiny_model(home / "models", name, training={"recipe": told})
+        assert newest_model(project).card.name == ("mine" if name == "mine" else "older")
+
+
+def test_a_study_that_cannot_be_read_is_left_out_and_named(project, tmp_path):
+    for name in ("good", "gone"):
+        project.add_study(lesion_study(tmp_path, name))
+        project.labels(name).record(strokes())
+    shutil.rmtree(tmp_path / "gone")
+    out = export_dataset(project, tmp_path / "dataset")
+    assert [s.name for s in find_studies(out)] == ["good"]
+    assert (out / "left_out.txt").read_text().startswith("gone: ")
+
+
+@pytest.mark.parametrize("layout", ["brats", "bids"])
+def test_a_dataset_of_classes_needs_no_strokes(project, tmp_path, layout):
+    for name in ("case-1", "case-2", "case_3", "nobody-said"):
+        project.add_study(lesion_study(tmp_path, name))
+    project.labels("nobody-said").record(strokes())
+    project.set_groups({"case-1": "HGG", "case-2": "HGG"})
+    with pytest.raises(StudyError, match="HGG"):
+        export_dataset(project, tmp_path / "one", layout, task="classification")
+    project.set_groups({"case_3": "LGG"})
+    out = export_dataset(project, tmp_path / "dataset", layout, task="classification")
+    classes = read_participants(out / "participants.tsv")
+    found = {s.name: class_of(s.name, classes) for s in find_studies(out)}
+    assert sorted(found.values()) == ["HGG", "HGG", "LGG"]
+    assert len(found) == 3
 
 
 def test_labels_that_no_dataset_can_hold_are_said(project, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,14 @@ from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from conftest import save
-from models_for_tests import tiny_encoder
+from models_for_tests import tiny_encoder, tiny_model
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 from napari_brainmvp.inference import classify
 from napari_brainmvp.inference.classify import resize_box
 from napari_brainmvp.inference.segment import fill_missing
 from napari_brainmvp.io import class_of, read_participants, read_study
 from napari_brainmvp.models import (
+    Label,
     ModelCard,
     NetworkSpec,
     find_model,
@@ -143,6 +145,7 @@ def test_tables_that_do(tmp_path):
         "patient",
         None,
     ]
+    assert class_of("x_2", classes) is None
     with pytest.raises(FileError):
         read_participants(tmp_path / "nothing.tsv")
     path.write_bytes(b"\xff\xfe\x00participant_id")
@@ -433,6 +436,47 @@ def test_segmentations_are_measured_on_the_scan_s_grid_in_the_data_s_values(home
     save(folder / "case_seg.nii.gz", np.full(ball.shape, 5, np.uint8), affine)
     with pytest.raises(StudyError, match="5"):
         evaluate_segmentation(model, files, labels)
+
+
+def test_every_model_s_values_are_translated_by_themselves(home, tmp_path, capsys):
+    """A model fine-tuned on the data paints its values already: they stay when those of the other are translated."""
+    from napari_brainmvp.cli.evaluating import evaluate, read_mappings
+
+    names = ("oedema", "core", "enhancing")
+    labels = tuple(Label(value=v, name=n, color="#112233") for v, n in zip((2, 1, 4), names, strict=True))
+    tiny_model(home / "models", "tuned", labels=labels, channels=(0, 2, 1, 4))  # the tiny model in the data's values
+    cards = {name: find_model(name).card for name in ("tuned", "tiny")}
+    assert read_mappings(["tiny:1=2,2=1", "tuned:4=4"], cards) == {"tiny": {1: 2, 2: 1}, "tuned": {4: 4}}
+    assert read_mappings(["1=2"], {"tiny": cards["tiny"], "twin": cards["tiny"]}) == {"tiny": {1: 2}, "twin": {1: 2}}
+    for texts, word in (
+        (["1=2,2=1,3=4"], "--map tuned:1=2"),
+        (["other:1=2"], "none of the models tuned, tiny"),
+        (["tiny:7=2"], "does not paint 7: it paints 1, 2, 3"),
+        (["tiny:1=2", "tiny:2=1"], "already"),
+        (["tiny:1=2,1=4"], "twice"),
+        (["tiny:1"], "pairs"),
+    ):
+        with pytest.raises(BrainMVPError, match=word):
+            read_mappings(texts, cards)
+
+    ball = np.linalg.norm(np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), -1) - 20, axis=-1) < 15
+    image = np.where(ball, np.random.default_rng(0).uniform(50, 150, ball.shape), 0).astype(np.float32)
+    root = tmp_path / "data"
+    save(root / "case" / "case_t1.nii.gz", image)
+    save(root / "case" / "case_seg.nii.gz", (2 * ball).astype(np.uint8))
+    save(root / "vague" / "scan.nii.gz", image)
+    out = tmp_path / "scores.csv"
+    mapping = ["tiny:1=2,2=1,3=4"]
+    evaluate(model=["tuned", "tiny"], data=[root], out=out, labels="brats", values=mapping, device="cpu")
+    with out.open() as file:
+        lines = list(csv.DictReader(file))
+    scores = {name: [line["volume_ml"] for line in lines if line["model"] == name] for name in cards}
+    assert scores["tuned"] == scores["tiny"]
+    assert any(float(volume) for volume in scores["tiny"])
+    assert "left out vague: vague: no modality recognised" in " ".join(capsys.readouterr().out.split())
+    shutil.rmtree(root / "case")
+    with pytest.raises(StudyError, match="vague"):
+        evaluate(model=["tiny"], data=[root], out=out, overwrite=True)
 
 
 def test_classify_and_evaluate_from_the_command_line(classifier, data, tmp_path):

@@ -21,20 +21,23 @@ from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyErr
 from napari_brainmvp.inference import segment
 from napari_brainmvp.io import read_study
 from napari_brainmvp.models import Label, ModelCard, NetworkSpec, find_model, load_model, save_model
+from napari_brainmvp.models.sharing import path_digest, push_model
 from napari_brainmvp.models.weights import build_network
 from napari_brainmvp.networks import EncoderSpec, PretrainingNetwork, ReconstructionNetwork, Unions
 from napari_brainmvp.preparation import PreparationSpec
-from napari_brainmvp.progress import CancelToken
+from napari_brainmvp.progress import CancelToken, no_progress
+from napari_brainmvp.training.cache import CachedStudy
 from napari_brainmvp.training.checkpoints import last_checkpoint
 from napari_brainmvp.training.finetuning import PRESETS, FinetuneSpec, finetune, read_spec
 from napari_brainmvp.training.finetuning.data import Case, LabelledCrops, choose_modalities, collect, split
 from napari_brainmvp.training.finetuning.head import fit_head
 from napari_brainmvp.training.finetuning.model import SegmentationModel, make_templates, parameter_groups
 from napari_brainmvp.training.finetuning.objective import consistency, deep_loss, segmentation_loss, truth
+from napari_brainmvp.training.finetuning.run import Run, Trainable
 from napari_brainmvp.training.finetuning.transfer import transfer
-from napari_brainmvp.training.finetuning.validation import CropValidation, fit_temperature, mix_in
+from napari_brainmvp.training.finetuning.validation import CropValidation, card_metrics, fit_temperature, mix_in
 from napari_brainmvp.training.labels import IGNORED, LABEL_PRESETS, LabelDescription, find_labels, read_labels
-from napari_brainmvp.training.metrics import region_scores
+from napari_brainmvp.training.metrics import CaseScores, RegionScores, region_scores
 from napari_brainmvp.training.sources import DataSource
 
 COMMAND = [str(Path(sys.executable).parent / "brainmvp")]
@@ -289,6 +292,58 @@ def test_crops_are_where_they_say_whatever_is_flipped(data, tmp_path):
     assert sum(first_round) == 5, "every case once before any again; one has no T2"
 
 
+STROKES = LabelDescription(labels={2: "lesion", 3: "core"}, background=1, unlabelled=0)
+
+
+@pytest.mark.parametrize(
+    ("slices", "held"),
+    [
+        ({4: (1, 2), 9: (1, 2)}, None),
+        ({4: (1, 2), 9: (1, 2), 14: (1, 2)}, (9, 10)),
+        ({4: (1, 2), 9: (1, 2, 3), 14: (1, 2)}, (4, 5)),  # the core is on the middle one only
+        ({4: (1, 2), 9: (1,), 14: (1, 2)}, (4, 5)),  # the middle one shows nothing
+        ({4: (1, 2), 9: (2, 3), 14: (2, 3)}, (9, 10)),
+        ({4: (1, 2), 9: (2, 3), 14: (1,)}, (4, 5)),
+        ({4: (1, 3), 9: (2,), 14: (1, 2)}, (9, 10)),
+        ({4: (1,), 9: (2,), 14: (1,)}, None),
+        ({4: (1, 2), 5: (1, 2), 9: (1, 2), 14: (1, 2)}, (9, 10)),
+        ({4: (1, 2), 5: (1, 2), 9: (1, 2, 3), 14: (1, 2), 15: (1, 2)}, (5, 6)),
+    ],
+)
+def test_of_few_slices_a_middle_one_is_held_back_that_leaves_some_of_every_class(tmp_path, slices, held):
+    labels = np.zeros((6, 6, 20), np.uint8)
+    for z, values in slices.items():
+        labels[: len(values), 0, z] = values
+    np.save(tmp_path / "labels.npy", labels)
+    study = CachedStudy("sub-1", ("t1",), tmp_path / "none.npy", tmp_path / "labels.npy")
+    train, kept = split([study], FinetuneSpec(), STROKES)
+    assert [case.slices for case in kept] == ([held] if held else [])
+    assert [case.slices for case in train] == [held]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_three_painted_slices_are_measured_and_of_two_it_is_said_that_nothing_is(home, tmp_path, caplog, count):
+    root = tmp_path / "one"
+    write_case(root / "sub-01", 1)
+    path = root / "sub-01" / "sub-01_seg.nii.gz"
+    painted = np.asarray(nib.load(path).dataobj)
+    wanted = np.argsort(-(painted == 1).sum((0, 1)))[:count]
+    strokes = np.zeros_like(painted)
+    strokes[..., wanted] = np.where(painted, painted, 3)[..., wanted]
+    save(path, strokes)
+    labels = LabelDescription(labels={1: "core", 2: "shell"}, background=3, unlabelled=0)
+    folder = finetune(spec_for(root, labels=labels), tmp_path / "run", cache=tmp_path / "cache")
+    card = find_model(folder).card
+    assert {m.name for m in card.metrics} == ({"Dice, core", "Dice, shell"} if count == 3 else set())
+    assert ("Nothing is held out" in caplog.text) == (count == 2)
+
+
+def test_a_card_has_no_measure_of_what_no_held_out_case_shows():
+    nothing, something = RegionScores(1.0, 0.0, 0.0, 0.0), RegionScores(0.5, 2.0, 1.0, 3.0)
+    cases = [CaseScores("a", {"x": nothing, "y": something}), CaseScores("b", {"x": nothing, "y": nothing})]
+    assert {(m.name, m.value) for m in card_metrics(cases, "slices")} == {("Dice, y", 0.75), ("HD95 in mm, y", 1.0)}
+
+
 def test_slices_held_back_are_not_trained_on(data, tmp_path):
     studies, labels, _ = collect(spec_for(data), PreparationSpec(), tmp_path / "cache")
     train, held = split(studies[:1], spec_for(data), labels)
@@ -527,6 +582,30 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
     assert (segment(read_study(data / "sub-00"), third).labels != again).mean() < 0.01
 
 
+def test_a_card_names_no_folder_of_this_machine(home, tmp_path):
+    """A folder may carry a patient's name; a run that starts from a model's folder, in two tasks."""
+    root = tmp_path / "Jane Doe"
+    write_case(root / "sub-01", 1)
+    write_case(root / "sub-02", 2)
+    (root / "classes.tsv").write_text("participant_id\tgroup\nsub-01\ta\nsub-02\tb\n")
+    start = {"init": str(find_model("tiny").folder), "max_steps": 1}
+    classes = {"task": "classification", "participants": str(root / "classes.tsv"), "size": (32, 32, 32)}
+    for name, changes in {"one": start, "two": start | classes}.items():
+        made = finetune(spec_for(root, **changes), tmp_path / name, cache=tmp_path / "cache")
+        text = (made / "card.json").read_text()
+        assert "Doe" not in text
+        assert str(tmp_path) not in text
+        assert find_model(made).card.training["recipe"]["data"] == [{"digest": path_digest(root), "weight": 1.0}]
+        assert find_model(made).card.training["init"] == "tiny"
+    old = find_model(made).card.training
+    old["recipe"]["data"] = [{"path": str(root), "weight": 1.0, "base": None}, {"path": "synthetic:3", "weight": 1.0}]
+    (made / "card.json").write_text(find_model(made).card.model_copy(update={"training": old}).model_dump_json())
+    shared = push_model(find_model(made), str(tmp_path / "shared"))
+    assert "Doe" not in (Path(shared) / "card.json").read_text()
+    said = find_model(shared).card.training["recipe"]["data"]
+    assert said == [{"digest": path_digest(root), "weight": 1.0}, {"path": "synthetic:3", "weight": 1.0}]
+
+
 def test_a_label_that_no_class_is_part_of_gets_an_output_layer_of_its_own(home, data, tmp_path):
     # an untrained model sees every class everywhere
     folder = finetune(spec_for(data, max_steps=1), tmp_path / "run", cache=tmp_path / "cache")
@@ -566,6 +645,60 @@ def test_cross_validation_measures_every_case_once(home, data, tmp_path):
     held = [{r["case"] for r in rows(run / f"fold-{k}" / "held_out.csv")} for k in (1, 2)]
     assert len(held[0]) == len(held[1]) == 3
     assert not held[0] & held[1]
+
+
+class Line(Trainable):
+    """A line with batch normalisation, in a real run of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.line = torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1)
+
+    def set_mode(self, done):
+        self.train()
+
+    def forward(self, batch):
+        return {"loss": (self.line(self.norm(batch["x"])) - batch["y"]).square().mean()}
+
+
+def line_run(folder: Path, bad: set[int], steps: int = 20) -> Run:
+    """Train on random batches, those of some numbers with a value that is not finite."""
+    torch.manual_seed(0)
+    model = Line()
+    spec = FinetuneSpec(max_steps=steps, minutes=0.0, accelerator="cpu", precision="32-true", validate_every=5)
+    groups = [{"params": list(model.parameters()), "lr": 0.01}]
+    fabric = Fabric(accelerator="cpu", devices=1)
+    run = Run(fabric, spec, folder, model, groups, steps, lambda average, _: {"score": float(average.norm.weight[0])})
+    folder.mkdir()
+    batches = []
+    for k in range(steps):
+        x = torch.randn(4, 3)
+        x[0, 0] = float("nan") if k in bad else x[0, 0]
+        batches.append({"x": x, "y": torch.ones(4, 1)})
+    run.train(iter(batches), 0, no_progress, None)
+    return run
+
+
+def finite(folder: Path) -> bool:
+    state = torch.load(folder, weights_only=True)
+    parts = [state[key] for key in ("model", "average") if key in state]
+    return all(value.isfinite().all() for part in parts for value in part.values() if value.is_floating_point())
+
+
+def test_an_update_that_is_not_finite_is_left_out(tmp_path, caplog):
+    run = line_run(tmp_path / "run", bad={0, 7, *range(10, 19)})
+    assert run.failed == 0
+    assert caplog.text.count("is left out") == 11
+    found = sorted((tmp_path / "run").glob("*.pt"))
+    assert len(found) == 3
+    assert all(finite(path) for path in found)
+    assert all(p.isfinite().all() for p in (*run.result()[0].parameters(), *run.result()[0].buffers()))
+
+
+def test_a_run_of_which_nothing_comes_is_given_up_in_words(tmp_path):
+    with pytest.raises(BrainMVPError, match=r"10 times in a row, up to step 14: lower learning_rate, which is 0\.01"):
+        line_run(tmp_path / "run", bad=set(range(4, 20)))
+    assert finite(max((tmp_path / "run").glob("checkpoint-*.pt")))
 
 
 def test_it_stops_when_it_no_longer_gets_better_and_keeps_the_best(home, data, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from conftest import brain, save
+from conftest import brain, ordinary_user, save
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io import (
     find_studies,
@@ -91,6 +91,23 @@ def test_find_studies_in_bids_and_plain_trees(tmp_path):
     save(tmp_path / "plain" / "case7" / "flair.nii.gz", brain())
     found = {s.name: sorted(s.scans) for s in find_studies(tmp_path)}
     assert found == {"sub-01_ses-1": ["dwi", "t1"], "sub-02_ses-1": ["dwi", "t1"], "case7": ["flair"]}
+
+
+def test_a_folder_that_cannot_be_read_is_a_problem_and_the_rest_is_found(tmp_path):
+    for name in ("case1", "case2", "case3"):
+        save(tmp_path / name / "t1.nii.gz", brain())
+    series = tmp_path / "case3" / "series"
+    series.mkdir()
+    for closed, left in ((tmp_path / "case2", ["case1", "case3"]), (series, ["case1", "case2", "case3"])):
+        problems: list[tuple[str, str]] = []
+        with ordinary_user(closed):
+            assert [s.name for s in find_studies(tmp_path, problems)] == left
+            with pytest.raises(FileError, match="cannot be read"):
+                read_study(closed if closed == tmp_path / "case2" else closed.parent)
+        assert [name for name, _ in problems] == [closed.name]
+        assert f"{closed} cannot be read" in problems[0][1]
+    with ordinary_user(tmp_path), pytest.raises(FileError, match="cannot be read"):
+        find_studies(tmp_path)
 
 
 def test_nifti_round_trip_keeps_header_and_integers(tmp_path):

@@ -121,7 +121,7 @@ def test_a_job_from_the_command_line_makes_a_model_while_two_watch(home, studies
     assert find_model("mine").weights.exists()  # the model stays
 
 
-def test_a_killed_job_has_failed_and_goes_on_from_its_checkpoint(submit):
+def test_a_killed_job_has_failed_and_goes_on_from_its_checkpoint(submit, home):
     submit("killed")
     wait_for(lambda: len(steps(find_job("killed"))) >= 3)
     running = find_job("killed")
@@ -133,9 +133,11 @@ def test_a_killed_job_has_failed_and_goes_on_from_its_checkpoint(submit):
     os.kill(running.beat.pid, signal.SIGKILL)
     wait_for(lambda: find_job("killed").state is JobState.failed, 10)
     assert "ended without a word" in find_job("killed").reason
+    tiny_model(home / "models", "killed")  # somebody took the name meanwhile
     resume_job("killed")
     ended = wait_for_end("killed")
     assert ended.state is JobState.done, ended.log.read_text()
+    assert ended.model == "killed-2"
     assert steps(ended) == list(range(1, 13))
 
 

@@ -3,26 +3,33 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import save
-from napari_brainmvp.errors import BrainMVPError, Cancelled, ModelError, StudyError
+from conftest import ordinary_user, save
+from napari_brainmvp.cli.pretraining import chosen_spec, sources
+from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, ModelError, StudyError
 from napari_brainmvp.io import find_studies, read_datalist
+from napari_brainmvp.jobs import left_out
 from napari_brainmvp.models import find_model, load_model
 from napari_brainmvp.networks import EncoderSpec, ModalityTemplates, ReconstructionNetwork, SegmentationNetwork
 from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken
-from napari_brainmvp.training.cache import cache_studies
-from napari_brainmvp.training.checkpoints import last_checkpoint, save_checkpoint
+from napari_brainmvp.training.cache import CachedStudy, cache_studies
+from napari_brainmvp.training.checkpoints import has_checkpoint, last_checkpoint, save_checkpoint
+from napari_brainmvp.training.loop import drop_rows, log_row
 from napari_brainmvp.training.pretraining.data import CropStream, Dataset, collect
 from napari_brainmvp.training.pretraining.engine import pretrain
 from napari_brainmvp.training.pretraining.model import PretrainingModel, Views, unseen
@@ -198,6 +205,31 @@ def test_features_are_held_by_their_mean_square():
     assert "activation" not in free
 
 
+@pytest.mark.parametrize("distillation", [0.0, 1.0])
+@pytest.mark.parametrize("progress", [0.1, 0.6])
+def test_a_view_shows_the_template_or_another_modality_exactly_where_it_hides_the_image(distillation, progress):
+    keys = ("t1", "t2", "flair")
+    spec = PretrainingSpec(modalities=keys, crop=16, batch=2, other_from=0.5, distillation=distillation, seed=3)
+    model = PretrainingModel(spec)
+    batch = batch_of_two(spec) | {"target": torch.tensor([0, 1]), "other": torch.tensor([1, 1])}  # the second has one
+    with torch.no_grad():
+        model.templates.volumes.normal_()
+        found = model.views(batch, progress)
+        places = [[batch[name][k : k + 1] for name in ("start", "stop")] for k in (0, 1)]
+        volumes = [model.templates.crop(batch["target"][k : k + 1, None], *places[k], 16) for k in (0, 1)]
+    scans, masks = batch["scans"].numpy(), found.masks.numpy()
+    assert 0.4 < masks[:2].mean() < 1
+    for row in range(4):
+        study, view_b = row % 2, row >= 2
+        target = (0, 1)[study]
+        replaced = view_b and study == 0 and progress >= 0.5
+        instead = scans[study, 1] if replaced else volumes[study][0, 0].numpy()
+        expected = np.where(masks[row, 0], instead, scans[study, target])
+        np.testing.assert_allclose(found.shown[row, 0].numpy(), expected, rtol=1e-6)
+        assert int(found.source[row]) == (1 if replaced else len(keys))
+    np.testing.assert_array_equal(found.image[:, 0].numpy(), scans[[0, 1], [0, 1]])
+
+
 def test_psnr_in_decibels():
     target = torch.full((2, 2, 2), 2.0)
     assert psnr(target - 0.02, target, target > 0) == pytest.approx(40.0, abs=1e-3)
@@ -254,6 +286,34 @@ def test_a_modality_is_learned_wherever_it_is_not_shown_inside_the_head():
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
+@pytest.mark.parametrize("frame", ["box", "centred"])
+def test_a_crop_reads_the_template_at_its_own_place_mirrored_or_not(tmp_path, frame):
+    """A volume that holds its own coordinates, under a template that does: both must say the same."""
+    shape, size = (40, 48, 36), (41, 49, 61) if frame == "centred" else (40, 48, 36)
+    span = np.array(size if frame == "centred" else shape)
+    index = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in shape), indexing="ij"))
+    np.save(tmp_path / "x.npy", (index + 100).astype(np.float16))  # voxels from the middle; + 100, as 0 is outside
+    keys = ("t1", "t2", "flair")  # along right, anterior, superior
+    study = CachedStudy("x", keys, tmp_path / "x.npy")
+    spec = PretrainingSpec(modalities=keys, crop=16, batch=2, template_frame=frame, template_shape=size, seed=2)
+    templates = ModalityTemplates(keys, size)
+    grid = np.stack(np.meshgrid(*(np.linspace(-(n - 1) / 2, (n - 1) / 2, n) for n in span), indexing="ij"))
+    with torch.no_grad():
+        templates.volumes.copy_(torch.from_numpy(grid + 100))
+    stream = CropStream([Dataset((study,), 1.0)], spec)
+    mirrored = set()
+    for number in range(12):
+        sample = stream.sample(number)
+        scans = sample["scans"].float()
+        place = templates.crop(None, sample["start"][None], sample["stop"][None], 16)[0].detach()
+        inside = (scans != 0).all(0)
+        assert inside.any()
+        torch.testing.assert_close(place[:, inside], scans[:, inside], atol=0.1, rtol=0)
+        along = scans[0][inside.any(2).any(1)].amax((1, 2))
+        mirrored.add(bool(along[0] > along[-1]))
+    assert mirrored == {True, False}
+
+
 # --- data -------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +336,52 @@ def test_a_bad_study_is_named_and_skipped_and_a_changed_one_prepared_again(studi
     half.write_bytes(half.read_bytes()[:100])
     healed, _ = cache_studies(find_studies(studies), cache, PreparationSpec())
     assert healed[1].volumes.shape == anew[1].volumes.shape
+
+
+def test_renamed_studies_are_found_again_under_their_new_names(studies, tmp_path):
+    first, _ = cache_studies(find_studies(studies)[:1], tmp_path / "cache", PreparationSpec())
+    (studies / "sub-00").rename(studies / "patient-7")
+    again, _ = cache_studies(find_studies(studies)[:1], tmp_path / "cache", PreparationSpec())
+    assert again[0].path == first[0].path
+    assert (first[0].name, again[0].name) == ("sub-00", "patient-7")
+
+
+def test_any_number_of_studies_is_read_with_few_file_descriptors(tmp_path):
+    np.save(tmp_path / "0.npy", np.ones((2, 80, 96, 80), np.float16))
+    for number in range(1, 200):
+        (tmp_path / f"{number}.npy").hardlink_to(tmp_path / "0.npy")
+    code = (
+        "import resource, statistics, sys, time; from pathlib import Path; import numpy as np\n"
+        "from napari_brainmvp.training.cache import CachedStudy\n"
+        "from napari_brainmvp.training.pretraining.data import read_sample\n"
+        "from napari_brainmvp.training.pretraining.spec import PretrainingSpec\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
+        "spec, start, took = PretrainingSpec(), np.array([20, 20, 20]), []\n"
+        "studies = [CachedStudy(str(k), ('t1', 't2'), Path(sys.argv[1]) / f'{k}.npy') for k in range(200)]\n"
+        "for study in studies:\n"
+        "    began = time.perf_counter()\n"
+        "    sample = read_sample(study, spec, start, 't1', 't2')\n"
+        "    took.append(time.perf_counter() - began)\n"
+        "    assert sample['scans'].sum() == 2 * 32**3\n"
+        "print(statistics.median(took))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.005  # seconds
+
+
+def test_a_dicom_folder_that_cannot_be_read_is_a_problem_of_its_study(studies, tmp_path):
+    files = find_studies(studies)[0]
+    gone = replace(files, scans=files.scans | {"adc": tmp_path / "gone"})
+    closed = tmp_path / "dicom"
+    closed.mkdir()
+    closed.joinpath("1.dcm").touch()
+    with ordinary_user(closed):
+        shut = replace(files, name="shut", scans={"adc": closed})
+        good, bad = cache_studies([gone, shut], tmp_path / "cache", PreparationSpec())
+    assert good == []
+    assert [p.name for p in bad] == ["sub-00", "shut"]
+    assert "cannot be read" in bad[1].reason
 
 
 def test_datalists_as_the_authors_write_them(studies, tmp_path):
@@ -331,6 +437,51 @@ def test_recipes_and_files_and_flags(tmp_path):
         read_spec(None, "best", {})
 
 
+def test_a_dataset_is_written_in_a_file_as_on_the_command_line(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text("data: [studies@3, 'synthetic:5', {path: list.json, base: /data}]\n")
+    named = [DataSource(path="studies", weight=3), DataSource(path="synthetic:5")]
+    assert read_spec(path, None, {}).data == (*named, DataSource(path="list.json", base="/data"))
+    assert sources(["studies@3", "synthetic:5"], "") == tuple(named)
+    path.write_text("data: [studies@0]\n")
+    with pytest.raises(BrainMVPError, match="weight"):
+        read_spec(path, None, {})
+
+
+def test_the_same_settings_may_be_said_again_to_a_resumed_run_but_not_others(studies, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started = chosen_spec(None, None, "default", {"data": sources(["studies"], ""), "crop": 64}, resume=False)
+    assert started.data[0].path == str(studies)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "spec.json").write_text(started.model_dump_json())
+    file = tmp_path / "spec.yaml"
+    file.write_text("recipe: default\ncrop: 64\ndata: [studies]\n")
+
+    def resume(path: Path | None = None, recipe: str = "", **changes) -> PretrainingSpec:
+        return chosen_spec(run, path, recipe, changes, resume=True)
+
+    rates, keys = list(started.mask_rate), list(started.modalities)
+    assert resume(modalities=keys, mask_rate=rates, held_out="4", data=("studies",)) == started
+    assert resume(file) == started
+    assert resume(None, "default", crop=64, workers=2).workers == 2
+    for path, recipe, changes, word in (
+        (None, "", {"modalities": ["t1", "t2"]}, "modalities"),
+        (None, "compact", {"crop": 64}, "encoder"),
+        (None, "default", {}, "crop"),  # whose crop is 96
+        (None, "", {"data": ("synthetic:3",)}, "data"),
+        (None, "", {"crop": 33}, "crop"),
+        (None, "", {"nonsense": 1}, "nonsense"),
+    ):
+        with pytest.raises(BrainMVPError, match=word):
+            resume(path, recipe, **changes)
+    file.write_text("crop: 32\n")
+    with pytest.raises(BrainMVPError, match="keeps its crop of 64:"):
+        resume(file)
+    with pytest.raises(BrainMVPError, match="holds no run to resume"):
+        chosen_spec(tmp_path / "nothing", None, "", {}, resume=True)
+
+
 @pytest.mark.parametrize("recipe", ["paper", "release"])
 def test_the_published_recipes_train_the_published_network(studies, tmp_path, recipe):
     changes = {**RECIPES[recipe], **SMALL, "batch": 2, "encoder": "compact", "template_shape": (60, 60, 40)}
@@ -370,18 +521,20 @@ def test_overfitting_a_few_studies_reconstructs_them_and_distils_the_mean(studie
 
 
 def test_a_killed_run_resumes_to_the_same_curve(studies, tmp_path, home):
-    options = [f"--set={k}={v}" for k, v in SMALL.items()] + ["--max-steps=8", "--data", str(studies)]
-    cache = ["--cache", str(tmp_path / "cache")]
+    options = [f"--set={k}={v}" for k, v in SMALL.items()] + ["--max-steps=8", "--data", studies.name]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # several may add up in another order once in a while
 
-    def start(run, *more):
-        command = [*COMMAND, "pretrain", "--out", str(run), *cache, *more]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, env=one_thread)
+    def start(run, *more, folder=tmp_path):
+        command = [*COMMAND, "pretrain", "--out", str(run), *more]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, env=one_thread, cwd=folder)
 
+    options += ["--cache", "cache"]
     whole = start(tmp_path / "whole", *options)
     assert whole.wait(240) == 0, whole.stderr.read().decode()
     killed = tmp_path / "killed"
-    process = start(killed, *options)
+    process = start(killed, "--resume", *options)  # the same command starts and resumes, as clusters need it
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(killed.glob("checkpoint-*3.pt")):
         time.sleep(0.02)
@@ -391,8 +544,9 @@ def test_a_killed_run_resumes_to_the_same_curve(studies, tmp_path, home):
     refused = start(killed, *options)
     assert refused.wait(120) == 2
     assert b"resume" in refused.stderr.read()
-    resumed = start(killed, "--resume")
+    resumed = start(killed, "--resume", folder=elsewhere)  # data and cache were named from another folder
     assert resumed.wait(240) == 0, resumed.stderr.read().decode()
+    assert not (home / "prepared").exists()
     one, two = rows(tmp_path / "whole" / "metrics.csv"), rows(killed / "metrics.csv")
     assert [r["step"] for r in two] == [str(k) for k in range(1, 9)]
     for a, b in zip(one, two, strict=True):
@@ -416,6 +570,7 @@ def test_two_processes_compute_what_one_does(studies, tmp_path, home):
             [*COMMAND, "pretrain", *out, *options, *more], capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
+        assert done.stderr.count("Pre-training: 3 of 3") == 1  # one process speaks
         curves.append([float(r["loss"]) for r in rows(tmp_path / name / "metrics.csv")])
     assert curves[0] == pytest.approx(curves[1], rel=2e-3)
 
@@ -431,6 +586,181 @@ def test_asking_one_of_two_processes_to_stop_stops_both_after_a_checkpoint(studi
     process.send_signal(signal.SIGTERM)  # to the first alone
     assert process.wait(60) == 130, process.stderr.read().decode()
     assert last_checkpoint(run)["step"] == len(rows(run / "metrics.csv"))
+
+
+def test_no_process_ends_before_the_checkpoint_is_written(tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import sys, time; from pathlib import Path; from lightning.fabric import Fabric\n"
+        "from napari_brainmvp.errors import Cancelled; from napari_brainmvp.progress import CancelToken, no_progress\n"
+        "from napari_brainmvp.training.pretraining.run import Run\n"
+        "from napari_brainmvp.training.pretraining.spec import PretrainingSpec\n"
+        "class OnASlowDisk(Run):\n"
+        "    def save(self, step):\n"
+        "        time.sleep(2); super().save(step)\n"
+        "fabric = Fabric(accelerator='cpu', devices=2, strategy='ddp'); fabric.launch()\n"
+        "folder, token = Path(sys.argv[1]), CancelToken(); token.cancel()\n"
+        "try:\n"
+        "    OnASlowDisk(fabric, PretrainingSpec(crop=16, batch=2), folder, []).train([], 0, no_progress, token)\n"
+        "except Cancelled:\n"
+        "    (folder / f'rank-{fabric.global_rank}').write_text(str(len(list(folder.glob('checkpoint-*.pt')))))\n"
+    )
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_ten_end_the_run(studies, tmp_path, caplog):
+    spec = spec_for(studies, batch=1, contrast=0, held_out=0, max_steps=12, minutes=60.0, validate_every=1000)
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    datasets, _, _ = collect(spec, cache)
+    paths = [study.path for study in datasets[0].studies]
+    for path in paths[1:3]:
+        np.save(path, np.full_like(np.load(path), np.nan))  # what an overflow looks like
+    made = load_model(find_model(pretrain(spec, run, cache=cache)), "pretraining")
+    lost = [np.isnan(float(row["loss"])) for row in rows(run / "metrics.csv")]
+    assert 0 < sum(lost) < 10
+    assert caplog.text.count("was skipped") == sum(lost)
+    assert all(values.isfinite().all() for values in made.network.state_dict().values())
+    assert made.templates.volumes.abs().max() > 0
+    for path in paths:
+        np.save(path, np.full_like(np.load(path), np.nan))
+    with pytest.raises(BrainMVPError, match="10 steps in a row, up to step 10: resume"):
+        pretrain(spec, tmp_path / "lost", cache=cache)
+    assert not has_checkpoint(tmp_path / "lost")
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_over(studies, tmp_path, caplog):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.csv").write_text("step,loss\n1,0.5\n2,0.4\n3,0.")
+    (run / "validation.csv").touch()
+    caplog.set_level("INFO")
+    pretrain(spec_for(studies, max_steps=2, batch=2, validate_every=1), run, cache=tmp_path / "cache")
+    for name in ("metrics.csv", "validation.csv"):
+        assert [row["step"] for row in rows(run / name)] == ["1", "2"]
+    said = [record.message for record in caplog.records if record.message.startswith("Step ")]
+    assert len(said) == 2
+    view = r"PSNR -?[\d.]+ dB from "
+    assert re.fullmatch(rf"Step 2 of 2: loss [\d.]+, {view}the template, {view}another modality\.", said[1])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", ""),
+        ("step,lo", ""),
+        ("step,loss\r\n1,0.5\r\n2,0.4\r\n3,0.3\r\n", "step,loss\n1,0.5\n2,0.4\n"),
+        ("step,loss\n1,0.5\n,\n\nnan,1\n2,0.4,7\n2,0.4", "step,loss\n1,0.5\n"),
+    ],
+)
+def test_rows_that_are_damaged_or_of_later_steps_are_dropped(tmp_path, before, after):
+    path = tmp_path / "metrics.csv"
+    path.write_text(before)
+    drop_rows(path, 2)
+    assert path.read_text() == after
+    log_row(path, 3, {"loss": 0.25})
+    assert rows(path)[-1] == {"step": "3", "loss": "0.25"}
+
+
+def test_a_row_is_written_as_a_whole_or_not_at_all(tmp_path):
+    code = (
+        "import resource, sys; from pathlib import Path; from napari_brainmvp.training.loop import log_row\n"
+        "path = Path(sys.argv[1]); log_row(path, 1, {'loss': 0.5}); end = path.stat().st_size\n"
+        "for size in (end, end + 3, resource.RLIM_INFINITY):\n"  # a write beyond fails, and before is cut off
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))\n"
+        "    log_row(path, 2, {'loss': 0.25})\n"
+    )
+    path = tmp_path / "metrics.csv"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Training goes on") == 2
+    assert rows(path) == [{"step": "1", "loss": "0.5"}, {"step": "2", "loss": "0.25"}]
+
+
+def test_tensorboard_goes_on_once_there_is_room_again(tmp_path):
+    code = (
+        "import resource, sys, time; from pathlib import Path; from torch.utils.tensorboard import SummaryWriter\n"
+        "from napari_brainmvp.training.loop import log_row\n"
+        "run = Path(sys.argv[1]); board = SummaryWriter(str(run), flush_secs=0)\n"
+        "for step in range(1, 10):\n"
+        "    limit = 0 if 3 <= step <= 6 else resource.RLIM_INFINITY\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
+        "    log_row(run / 'metrics.csv', step, {'loss': 0.5}, board)\n"
+        "    time.sleep(0.1)\n"  # it is written by a thread
+        "board.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "TensorBoard's log was not written" in done.stderr
+    found = set()
+    for path in tmp_path.glob("events*"):
+        events = EventAccumulator(str(path)).Reload()
+        found |= {event.step for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
+    assert found == {1, 2, 7, 8, 9}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 240 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=240m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_run_goes_on_while_its_disk_is_full(studies, tmp_path, small_disk, caplog):
+    run, filler = small_disk / "run", small_disk / "filler"
+
+    def fill(progress):
+        if progress.step != "Pre-training":
+            return
+        if progress.done == 2:
+            with filler.open("wb", buffering=0) as file, suppress(OSError):
+                while file.write(bytes(1 << 16)):
+                    pass
+        if progress.done == 5:
+            filler.unlink()
+
+    pretrain(spec_for(studies, max_steps=6, batch=2), run, cache=tmp_path / "cache", progress=fill)
+    assert [row["step"] for row in rows(run / "validation.csv")] == ["6"]
+    assert rows(run / "metrics.csv")[-1]["step"] == "6"
+    assert "pictures/00000004.png cannot be written" in caplog.text
+    assert last_checkpoint(run)["step"] == 6
+    assert (run / "model" / "card.json").is_file()
+
+
+def test_a_run_validates_what_it_was_stopped_before(studies, tmp_path):
+    spec, run = spec_for(studies, max_steps=4, batch=2), tmp_path / "run"
+    pretrain(spec, run, cache=tmp_path / "cache")
+    first = rows(run / "validation.csv")
+    assert [row["step"] for row in first] == ["4"]
+    shutil.rmtree(run / "model")
+    (run / "validation.csv").unlink()  # as if it was killed after its last checkpoint
+    made = pretrain(spec, run, cache=tmp_path / "cache", resume=True)
+    assert rows(run / "validation.csv") == first
+    assert find_model(made).card.training["validation"]
+
+
+def test_the_end_of_a_run_names_the_studies_it_left_out(studies, tmp_path, home):
+    broken = studies / "sub-02" / "sub-02_t2.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:900])
+    options = [f"--set={k}={v}" for k, v in SMALL.items()] + ["--max-steps=1", "--data", str(studies)]
+    place = ["--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
+    done = subprocess.run([*COMMAND, "pretrain", *place, *options], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "Note: 1 study was left out: sub-02. run/problems.txt says why." in " ".join(done.stdout.split())
+
+
+def test_many_studies_that_were_left_out_are_counted(tmp_path):
+    assert left_out(tmp_path) == ""
+    (tmp_path / "problems.txt").touch()
+    assert left_out(tmp_path) == ""
+    (tmp_path / "problems.txt").write_text("".join(f"sub-{k}: bad: very\n" for k in (1, 1, 2, 3, 4, 5, 6)))
+    assert left_out(tmp_path).startswith("6 studies were left out: sub-1, sub-2, sub-3, sub-4, sub-5 and more. ")
 
 
 def test_a_stopped_run_writes_a_checkpoint_first(studies, tmp_path):
@@ -458,6 +788,25 @@ def test_checkpoints_keep_two_and_pass_over_a_damaged_one(tmp_path):
     newest = tmp_path / "checkpoint-00000003.pt"
     newest.write_bytes(newest.read_bytes()[:200])
     assert last_checkpoint(tmp_path)["step"] == 2
+    older = tmp_path / "checkpoint-00000002.pt"
+    older.write_bytes(b"")
+    with pytest.raises(FileError, match="00000002"):
+        last_checkpoint(tmp_path)
+    save_checkpoint(tmp_path, 1, {"x": torch.zeros(3)})  # it has started over: those of later steps are no part of it
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000001.pt"]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_loses_nothing(studies, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoint-00000008.pt").write_bytes(b"damaged")
+    (run / "metrics.csv").write_text("step,loss\n8,0.5\n")
+    with pytest.raises(FileError, match=r"No checkpoint in .* can be read"):
+        pretrain(spec_for(studies), run, cache=tmp_path / "cache", resume=True)
+    assert (run / "checkpoint-00000008.pt").exists()
+    assert len(rows(run / "metrics.csv")) == 1
+    with pytest.raises(BrainMVPError, match="already holds a run"):
+        pretrain(spec_for(studies), run, cache=tmp_path / "cache")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

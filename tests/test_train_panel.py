@@ -13,9 +13,10 @@ from qtpy.QtGui import QDropEvent
 from qtpy.QtWidgets import QWidget
 
 from conftest import brain, save
-from models_for_tests import tiny_model
+from models_for_tests import tiny_encoder, tiny_model
 from napari_brainmvp.jobs import JobState, MetricsTable, find_job, jobs_folder, list_jobs
 from napari_brainmvp.plugin.curves import CurvePlot, Series
+from napari_brainmvp.plugin.templates import read_templates, template_layers
 from napari_brainmvp.plugin.widget import BrainMVPWidget
 
 PATIENCE = 180_000
@@ -175,6 +176,9 @@ def test_a_run_goes_on_without_its_window_and_another_finds_it(open_widget, stud
 
 def test_a_finished_job_renews_the_models_and_keeps_its_curves(open_widget, studies, qtbot, home):
     widget = open_widget()
+    save(studies / "sub-7" / "sub-7_t1.nii.gz", brain(seed=7))
+    broken = studies / "sub-7" / "sub-7_t1.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:900])
     start_run(widget, qtbot, studies, "quick", 20)
     tiny_model(home / "models", "fresh", title="Fresh")
     assert widget.segment.model.findText("Fresh") < 0
@@ -184,6 +188,7 @@ def test_a_finished_job_renews_the_models_and_keeps_its_curves(open_widget, stud
     assert widget.segment.model.findText("Fresh") >= 0
     view = widget.train.view
     assert "done" in view.state.text()
+    assert "quick is in the list of models.\n1 study was left out: sub-7." in view.text.text()
     assert len(view.losses.series[0].steps) == 20
     assert view.pictures.isVisible()
     assert view.pictures.sheet.labels == ("T1", "FLAIR")
@@ -198,6 +203,18 @@ def test_a_finished_job_renews_the_models_and_keeps_its_curves(open_widget, stud
     qtbot.mouseClick(widget.jobs.lines["quick"], Qt.MouseButton.LeftButton, pos=QPoint(60, 10))
     assert widget.tabs.currentWidget() is widget.train_tab
     assert view.isVisible()
+
+
+@pytest.mark.parametrize(("frame", "width"), [("box", 152.0), ("centred", 240.0)])
+def test_templates_are_shown_in_the_size_they_have(home, frame, width):
+    tiny = tiny_encoder(home / "models", template_frame=frame)
+    templates = read_templates(tiny)
+    assert templates.frame == frame
+    assert templates.volumes.shape == (5, 6, 7, 6)
+    wide = templates._replace(volumes=np.random.default_rng(0).random((5, 240, 24, 15)).astype(np.float32))
+    _, options, _ = template_layers(wide)[0]
+    lengths = np.linalg.norm(np.asarray(options["affine"])[:3, :3], axis=0)
+    np.testing.assert_allclose(lengths, width / 240)
 
 
 def test_a_damaged_job_can_be_removed_in_the_strip(open_widget, qtbot, home):

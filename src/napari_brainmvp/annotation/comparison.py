@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.models import ModelCard, ModelEntry, list_models, name_digest
+from napari_brainmvp.models.sharing import path_digest, without_paths
 from napari_brainmvp.training.metrics import region_scores
 
 __all__ = ["Comparison", "as_classes", "check_unseen", "compare", "newest_model"]
@@ -48,12 +48,12 @@ class Comparison:
 
 def newest_model(project: AnnotationProject) -> ModelEntry | None:
     """Find the model that was fine-tuned on this project last."""
-    found = []
+    found, exported = [], {path_digest(path) for path in (project.folder / "datasets").glob("*")}
     for entry in list_models():
         recipe = entry.card.training.get("recipe")
-        sources = recipe.get("data", ()) if isinstance(recipe, dict) else ()
-        paths = [Path(str(source.get("path", ""))) for source in sources if isinstance(source, dict)]
-        if entry.card.task == "segmentation" and any(p.is_relative_to(project.folder) for p in paths):
+        sources = without_paths(recipe).get("data", ()) if isinstance(recipe, dict) else ()
+        digests = {source.get("digest") for source in sources if isinstance(source, dict)}
+        if entry.card.task == "segmentation" and digests & exported:
             found.append((entry.folder.stat().st_mtime, entry.card.name, entry))
     return max(found, key=lambda f: f[:2])[2] if found else None
 

@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from napari_brainmvp.annotation.participants import export_participants, subject_label
+from napari_brainmvp import __version__
+from napari_brainmvp.annotation.content import StudyReference
+from napari_brainmvp.annotation.participants import subject_labels, write_participants
 from napari_brainmvp.annotation.project import AnnotationProject
-from napari_brainmvp.errors import FileError, StudyError
+from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 from napari_brainmvp.io import write_label_map, write_text_atomic
+from napari_brainmvp.models.sharing import make_folder
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
+from napari_brainmvp.study import Study
 
-__all__ = ["export_dataset"]
+__all__ = ["Layout", "Task", "export_dataset", "left_out"]
 
 _BIDS = {"t1": "T1w", "t1c": "ce-gadolinium_T1w", "t2": "T2w", "flair": "FLAIR", "pd": "PDw", "mra": "angio"}
+_LEFT_OUT = "left_out.txt"
+logger = logging.getLogger(__name__)
+
+Layout = Literal["brats", "bids"]
+Task = Literal["segmentation", "classification"]
 
 
 def export_dataset(
     project: AnnotationProject,
     folder: Path,
-    layout: Literal["brats", "bids"] = "brats",
+    layout: Layout = "brats",
     progress: ProgressCallback = no_progress,
     cancel: CancelToken | None = None,
+    *,
+    task: Task = "segmentation",
 ) -> Path:
-    """Write the annotated studies as a dataset.
+    """Write the studies that one can learn a task from as a dataset, complete or not at all.
 
     ``"brats"``: one folder a study with ``NAME_MODALITY`` and ``NAME_seg`` files. ``"bids"``: ``sub-NAME/anat`` with
-    BIDS names and ``dseg`` files. Both with a ``dataset.json`` that says what label values mean (0 is unlabelled, so
-    that sparse labels train as they are) and, where studies have a class, a ``participants.tsv``. Scans are copied.
+    BIDS names and ``dseg`` files. For segmentation, the studies with strokes, and a ``dataset.json`` that says what
+    label values mean (0 is unlabelled, so that sparse labels train as they are); for classification, the studies with
+    a class, without strokes. With a ``participants.tsv`` where studies have a class. Scans are copied. A study whose
+    scans cannot be read is left out, and ``left_out.txt`` says why.
 
     Parameters
     ----------
@@ -42,79 +57,151 @@ def export_dataset(
     layout : {"brats", "bids"}
     progress, cancel
         Told, and asked, once a study.
+    task : {"segmentation", "classification"}
 
     Raises
     ------
     FileError
         The folder holds something, or cannot be written.
     StudyError
-        Nothing is annotated, or a label value does not fit into a NIfTI file.
+        Too little is annotated, none of it can be read, or a label value does not fit into a NIfTI file.
     Cancelled
-        What is written so far stays.
+        Nothing is written.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileError(f"{folder} is not empty: choose a new folder for the dataset.")
-    chosen = [s for s in project.studies if project.labels(s.name).labels.any()]
-    if not chosen:
+    wanted = [s for s in project.studies if (s.group if task == "classification" else _values(project, s.name))]
+    _check(project, wanted, task)
+
+    def fill(made: Path) -> None:
+        dataset = _Dataset(project, made, layout, task)
+        for done, reference in enumerate(wanted):
+            if cancel is not None:
+                cancel.raise_if_cancelled()
+            progress(Progress("Exporting", done, len(wanted)))
+            dataset.add(reference)
+        dataset.describe()
+        progress(Progress("Exporting", len(wanted), len(wanted)))
+
+    return make_folder(folder, fill, may_be_empty=True)
+
+
+def left_out(dataset: Path) -> list[str]:
+    """Return the names of the studies that an export left out because their scans cannot be read."""
+    path = dataset / _LEFT_OUT
+    return [line.split(":")[0] for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _values(project: AnnotationProject, name: str) -> set[int]:
+    """Return the label values of a study; empty where nothing is painted."""
+    labels = project.labels(name).labels
+    return {int(v) for v in np.unique(labels[labels != 0])}
+
+
+def _check(project: AnnotationProject, studies: Sequence[StudyReference], task: Task) -> None:
+    """Refuse studies that nothing can be learned from."""
+    if task == "classification":
+        groups = sorted({s.group for s in studies})
+        if len(groups) < 2:
+            raise StudyError(
+                f"To tell classes apart takes two, and the studies are {groups[0] if groups else 'of none'}: say the "
+                "class of more studies."
+            )
+        return
+    if not studies:
         raise StudyError("No study of the project has a label yet: paint some strokes first.")
     used: set[int] = set()
-    for done, reference in enumerate(chosen):
-        if cancel is not None:
-            cancel.raise_if_cancelled()
-        progress(Progress("Exporting", done, len(chosen)))
-        labels = project.labels(reference.name).labels
-        values = {int(v) for v in np.unique(labels)} - {0}
-        strange = [v for v in values if not 0 < v <= 65535]
+    for reference in studies:
+        values = _values(project, reference.name)
+        strange = [v for v in sorted(values) if not 0 < v <= 65535]
         if strange:
             raise StudyError(
                 f"{reference.name} holds the label {strange[0]}, which a dataset cannot: give that class a number "
                 "between 1 and 65535."
             )
         used |= values
-        study = project.read(reference.name)
-        target, name = _place(folder, reference.name, layout)
+    if used <= {project.background.value}:
+        raise StudyError("Only background is labelled: paint some of what you are looking for, too.")
+
+
+class _Dataset:
+    """A dataset being written into a folder."""
+
+    def __init__(self, project: AnnotationProject, folder: Path, layout: Layout, task: Task) -> None:
+        self.project, self.folder, self.layout, self.task = project, folder, layout, task
+        self.subjects = subject_labels(s.name for s in project.studies)
+        self.written: list[StudyReference] = []
+        self.left_out: list[str] = []
+
+    def add(self, reference: StudyReference) -> None:
+        """Copy a study's scans and write its labels, or note why it is left out."""
+        try:
+            study = self.project.read(reference.name)
+        except BrainMVPError as error:
+            logger.warning("Left out %s: %s", reference.name, error)
+            self.left_out.append(f"{reference.name}: {error}")
+            return
+        self.written.append(reference)
+        self._write(study)
+
+    def _write(self, study: Study) -> None:
+        name = self._identity(study.name)
+        target = self.folder / name / "anat" if self.layout == "bids" else self.folder / name
         target.mkdir(parents=True, exist_ok=True)
         for key, scan in study.scans.items():
             assert scan.path is not None, "a study that was read from files"
-            ending = "".join(re.findall(r"\.nii\.gz$|\.[^.]+$", scan.path.name))
-            copy = target / f"{name}_{_suffix(key, layout)}{ending}"
+            to = f"{name}_{_BIDS.get(key, key) if self.layout == 'bids' else key}"
             if scan.path.is_dir():
-                shutil.copytree(scan.path, target / f"{name}_{_suffix(key, layout)}")
+                shutil.copytree(scan.path, target / to)
             else:
-                shutil.copyfile(scan.path, copy)
-        like = study.scans[study.reference].path
-        ending = "dseg" if layout == "bids" else "seg"
-        write_label_map(target / f"{name}_{ending}.nii.gz", labels, study.grid, like=like)
-    _describe(project, folder, used)
-    progress(Progress("Exporting", len(chosen), len(chosen)))
-    return folder
+                ending = "".join(re.findall(r"\.nii\.gz$|\.[^.]+$", scan.path.name))
+                shutil.copyfile(scan.path, target / f"{to}{ending}")
+        if self.task == "segmentation":
+            ending = "dseg" if self.layout == "bids" else "seg"
+            labels, like = self.project.labels(study.name).labels, study.scans[study.reference].path
+            write_label_map(target / f"{name}_{ending}.nii.gz", labels, study.grid, like=like)
 
+    def _identity(self, name: str) -> str:
+        """Name a study in the dataset: as its folder is called, which is where readers look for its class."""
+        return f"sub-{self.subjects[name]}" if self.layout == "bids" else name
 
-def _place(folder: Path, name: str, layout: str) -> tuple[Path, str]:
-    if layout == "brats":
-        return folder / name, name
-    subject = f"sub-{subject_label(name)}"
-    return folder / subject / "anat", subject
+    def describe(self) -> None:
+        """Write what the dataset is, once all studies are in it."""
+        if self.left_out:
+            write_text_atomic(self.folder / _LEFT_OUT, "\n".join(self.left_out) + "\n")
+        try:
+            _check(self.project, self.written, self.task)
+        except StudyError as error:
+            if not self.left_out:
+                raise
+            raise StudyError(f"Too few studies can be read. The first problem: {self.left_out[0]}") from error
+        if self.task == "segmentation":
+            self._describe_labels()
+        if self.layout == "bids":
+            self._describe_derivative()
+        if any(s.group for s in self.written):
+            rows = [{"participant_id": self._identity(s.name), "group": s.group or "n/a"} for s in self.written]
+            write_participants(self.folder / "participants.tsv", rows)
 
+    def _describe_labels(self) -> None:
+        """Write ``dataset.json``: classes that nobody has painted yet are left out, they cannot be learned."""
+        used = set().union(*(_values(self.project, s.name) for s in self.written))
+        classes = [c for c in self.project.classes if not c.background and c.value in used]
+        content = {
+            "name": self.project.folder.name,
+            "labels": {str(c.value): c.name for c in classes},
+            "colors": {str(c.value): c.color for c in classes},
+            "background": self.project.background.value,
+            "unlabelled": 0,
+        }
+        write_text_atomic(self.folder / "dataset.json", json.dumps(content, indent=2) + "\n")
 
-def _suffix(key: str, layout: str) -> str:
-    return _BIDS.get(key, key) if layout == "bids" else key
-
-
-def _describe(project: AnnotationProject, folder: Path, used: set[int]) -> None:
-    """Write ``dataset.json``: classes that nobody has painted yet are left out, they cannot be learned."""
-    classes = [c for c in project.classes if not c.background and c.value in used]
-    if not classes:
-        raise StudyError("Only background is labelled: paint some of what you are looking for, too.")
-    content = {
-        "name": project.folder.name,
-        "labels": {str(c.value): c.name for c in classes},
-        "colors": {str(c.value): c.color for c in classes},
-        "background": project.background.value,
-        "unlabelled": 0,
-    }
-    write_text_atomic(folder / "dataset.json", json.dumps(content, indent=2) + "\n")
-    description = {"Name": project.folder.name, "BIDSVersion": "1.9.0", "DatasetType": "raw"}
-    write_text_atomic(folder / "dataset_description.json", json.dumps(description, indent=2) + "\n")
-    if any(s.group for s in project.studies):
-        export_participants(project, folder / "participants.tsv")
+    def _describe_derivative(self) -> None:
+        content = {
+            "Name": self.project.folder.name,
+            "BIDSVersion": "1.9.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "napari-brainmvp", "Version": __version__}],
+        }
+        write_text_atomic(self.folder / "dataset_description.json", json.dumps(content, indent=2) + "\n")
+        write_text_atomic(self.folder / ".bidsignore", f"dataset.json\n{_LEFT_OUT}\n")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class LabelHistory:
         Of this study alone; created with the first stroke.
     shape : tuple of three int
         Of the study's own grid.
+    allowed : callable, optional
+        Called before anything is written; raises where somebody else writes here now.
 
     Raises
     ------
@@ -41,8 +43,8 @@ class LabelHistory:
         The folder is damaged.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
-        self._folder, self._shape = folder, shape
+    def __init__(self, folder: Path, shape: tuple[int, int, int], allowed: Callable[[], None] | None = None) -> None:
+        self._folder, self._shape, self._allowed = folder, shape, allowed or _always
         self.labels: NDArray[np.int64] = np.zeros(shape, np.int64)
         self._snapshot = self._head = self._newest = 0
         self._load()
@@ -89,6 +91,7 @@ class LabelHistory:
         where = np.flatnonzero(labels != self.labels)
         if not len(where):
             return 0
+        self._allowed()
         index = np.unravel_index(where, self._shape)
         before, after = self.labels[index], labels[index].astype(np.int64)
         for number in range(self._head + 1, self._newest + 1):  # undone before, and now painted over
@@ -105,6 +108,7 @@ class LabelHistory:
         """Take back the last stroke, also one of an earlier session; tell whether there was one."""
         if not self.can_undo:
             return False
+        self._allowed()
         where, before, _ = self._stroke(self._head)
         self.labels[np.unravel_index(where, self._shape)] = before
         self._head -= 1
@@ -117,6 +121,7 @@ class LabelHistory:
         """Do again what was undone; tell whether there was something."""
         if not self.can_redo:
             return False
+        self._allowed()
         where, _, after = self._stroke(self._head + 1)
         self.labels[np.unravel_index(where, self._shape)] = after
         self._head += 1
@@ -139,17 +144,21 @@ class LabelHistory:
 
     def _load(self) -> None:
         path = self._folder / "state.json"
-        if not path.exists():
+        written = sorted(p.name for p in self._folder.glob("*-*.npz"))
+        if not path.exists() and not written:
             return
         try:
-            state = json.loads(path.read_text(encoding="utf-8"))
+            if not path.exists() and written == [self._path("stroke", 1).name]:  # killed within the first stroke
+                state: dict[str, Any] = {"snapshot": 0, "head": 1, "newest": 1, "shape": self._shape}
+            else:
+                state = json.loads(path.read_text(encoding="utf-8"))
             self._snapshot, head, self._newest = (int(state[key]) for key in ("snapshot", "head", "newest"))
             if tuple(state["shape"]) != self._shape:
                 raise StudyError(
                     f"The labels in {self._folder} have shape {tuple(state['shape'])} and the study {self._shape}: the "
                     "scans were replaced. Put the original ones back, or add the study again under another name."
                 )
-            if self._path("snapshot", self._snapshot).exists():
+            if self._snapshot or self._path("snapshot", 0).exists():
                 kept = self._read(self._path("snapshot", self._snapshot))
                 self.labels[np.unravel_index(kept["where"], self._shape)] = kept["values"]
             for number in range(self._snapshot + 1, head + 1):
@@ -179,6 +188,10 @@ class LabelHistory:
     def _read(path: Path) -> dict[str, NDArray[np.int64]]:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
+
+
+def _always() -> None:
+    """Let everything be written."""
 
 
 def label_dtype(values: Iterable[int]) -> type[np.int32] | type[np.int64]:

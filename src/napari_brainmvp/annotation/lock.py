@@ -18,6 +18,8 @@ from napari_brainmvp.io import write_text_atomic
 __all__ = ["ProjectLock"]
 
 _BEAT, _SILENCE = 5.0, 30.0
+_LONG_SILENCE = 120.0
+"""After which a process of this machine with the number of the one that held the lock is another one."""
 
 
 class ProjectLock:
@@ -89,7 +91,7 @@ class ProjectLock:
         except (OSError, ValueError, TypeError):
             return False
         if said.get("host") == socket.gethostname() and os.name == "posix" and isinstance(said.get("pid"), int):
-            return not _alive(said["pid"])
+            return age > _LONG_SILENCE or not _alive(said["pid"])
         return age > _SILENCE
 
     def _beat(self) -> None:

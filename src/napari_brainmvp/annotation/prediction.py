@@ -13,10 +13,10 @@ from torch import Tensor
 from napari_brainmvp.annotation.features import CLASS, LIMIT, StudyFeatures
 from napari_brainmvp.annotation.history import label_dtype
 from napari_brainmvp.annotation.probe import Probe, ProbeSpec
-from napari_brainmvp.errors import StudyError
+from napari_brainmvp.errors import BrainMVPError, StudyError
 from napari_brainmvp.preparation.resampling import resample
 
-__all__ = ["LabelledVoxels", "StudyPredictor", "VolumePrediction", "labelled_voxels"]
+__all__ = ["LabelledVoxels", "StudyPredictor", "VolumePrediction", "labelled_voxels", "uncertain_slice"]
 
 _PLACE = 8.0
 """Edge of the cubes that labelled places are counted in, mm."""
@@ -114,6 +114,11 @@ class StudyPredictor:
             Fewer than two classes are labelled in the foreground.
         """
         mine = labelled_voxels(self.features, labels, self._rows)
+        if not others and len(np.unique(mine.labels)) < 2 <= len(np.unique(labels[labels != 0])):
+            raise BrainMVPError(
+                "The strokes of a class all lie in the black outside the head, where nothing is learned: paint the "
+                "background inside the head, where nothing is wrong."
+            )
         values, found = [mine.values], [mine.labels]
         for other in others:
             values.append(other.columns(self.features.names))
@@ -171,22 +176,28 @@ class StudyPredictor:
             labels[better], best[better] = value, share[better]
         return VolumePrediction(labels, uncertainty)
 
-    def uncertain_slice(self, labels: NDArray[Any], axis: int) -> int:
-        """Return the index of the plane across ``axis`` whose prediction is least certain and that holds no label."""
-        _, doubt = self._decide(self.probe.predict(self.features.values))
-        inside = self._rows >= 0
-        others = tuple(a for a in range(3) if a != axis)
-        sums = np.zeros(self._rows.shape, np.float32)
-        sums[inside] = doubt[self._rows[inside]]
-        score = sums.sum(others)
-        score[(labels != 0).any(others)] *= 0.25
-        return int(score.argmax())
-
     def _decide(self, probabilities: Tensor) -> tuple[NDArray[Any], NDArray[np.float16]]:
         """Return the label value and the relative entropy of each row."""
         values = np.array(self.probe.classes, label_dtype((*self.probe.classes, self.background)))
         entropy = -torch.xlogy(probabilities, probabilities).sum(1) / np.log(len(values))
         return values[probabilities.argmax(1).numpy()], entropy.clamp_(0, 1).half().numpy()
+
+
+def uncertain_slice(uncertainty: NDArray[np.floating], labels: NDArray[Any], axis: int) -> int:
+    """Find the plane that is least certain and, if possible, holds no label.
+
+    Parameters
+    ----------
+    uncertainty : ndarray of shape (i, j, k), 0..1
+    labels : ndarray of the same shape, integers
+        0 is unlabelled.
+    axis : int
+        The plane lies across this axis.
+    """
+    others = tuple(a for a in range(3) if a != axis)
+    score = uncertainty.sum(others, dtype=np.float32)
+    score[(labels != 0).any(others)] *= 0.25
+    return int(score.argmax())
 
 
 def labelled_voxels(

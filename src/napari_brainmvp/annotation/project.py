@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class AnnotationProject:
     def __init__(self, folder: Path, content: ProjectContent, lock: ProjectLock) -> None:
         self.folder, self._content, self._lock = folder, content, lock
         self._histories: dict[str, LabelHistory] = {}
+        self._loading = threading.Lock()
 
     @classmethod
     def create(cls, folder: str | Path, classes: tuple[LabelClass, ...] = ()) -> AnnotationProject:
@@ -80,7 +82,7 @@ class AnnotationProject:
 
     def close(self) -> None:
         """Write snapshots and let others write."""
-        if not self.read_only:
+        if self._lock.still_held():
             for history in self._histories.values():
                 if history.stroke:
                     history.compact()
@@ -193,10 +195,18 @@ class AnnotationProject:
         return study
 
     def labels(self, name: str) -> LabelHistory:
-        """Return the labels of a study, with their history."""
-        if name not in self._histories:
-            self._histories[name] = LabelHistory(self.folder / "labels" / name, self.study(name).shape)
-        return self._histories[name]
+        """Return the labels of a study, with their history: the same object for everybody, in any thread.
+
+        Raises
+        ------
+        FileError
+            They are damaged.
+        """
+        with self._loading:
+            if name not in self._histories:
+                folder, shape = self.folder / "labels" / name, self.study(name).shape
+                self._histories[name] = LabelHistory(folder, shape, self._writable)
+            return self._histories[name]
 
     def set_classes(self, classes: tuple[LabelClass, ...]) -> None:
         """Replace the classes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,12 +16,14 @@ from napari_brainmvp.annotation.features import CLASS, StudyFeatures
 from napari_brainmvp.annotation.prediction import LabelledVoxels, labelled_voxels
 from napari_brainmvp.annotation.probe import Probe
 from napari_brainmvp.annotation.project import AnnotationProject
-from napari_brainmvp.errors import StudyError
+from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 
 __all__ = ["StudySummary", "fit_probe", "rank_project", "rank_studies", "sample_voxels", "summarise"]
 
 _SAMPLE = 20_000
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +119,15 @@ def rank_project(
     progress, cancel
         Reported to and asked at every study.
 
+    Returns
+    -------
+    list of str
+        Names; without those whose scans cannot be read.
+
     Raises
     ------
     StudyError
-        No study is painted on yet, or all are.
+        No study is painted on yet, or all that can be read are.
     BrainMVPError
         Fewer than two classes are painted.
     Cancelled
@@ -135,12 +143,18 @@ def rank_project(
         if cancel is not None:
             cancel.raise_if_cancelled()
         progress(Progress(f"Reading {reference.name}", number, len(project.studies)))
-        features = read(reference.name)
+        try:
+            features = read(reference.name)
+        except (FileError, StudyError) as error:
+            logger.warning("%s is left out: %s", reference.name, error)
+            continue
         samples[reference.name] = sample_voxels(features)
         if reference.name in painted:
             labelled.append(labelled_voxels(features, painted[reference.name]))
+    if not labelled or len(labelled) == len(samples):
+        raise StudyError("Of the studies that can be read, none or all are painted on: there is nothing to order.")
     unpainted = [voxels for name, voxels in samples.items() if name not in painted]
     probe, names = fit_probe(labelled, unpainted, project.background.value)
     summaries = {name: summarise(name, voxels.columns(names), probe) for name, voxels in samples.items()}
     candidates = [summary for name, summary in summaries.items() if name not in painted]
-    return [s.name for s in rank_studies(candidates, [summaries[name] for name in painted])]
+    return [s.name for s in rank_studies(candidates, [summaries[name] for name in painted if name in summaries])]

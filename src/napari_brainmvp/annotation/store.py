@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class FeatureStore:
             if values.shape != (int(rows.max()) + 1, len(about["names"])):
                 return None
             return StudyFeatures(_grid(about["grid"]), _grid(about["source"]), rows, values, tuple(about["names"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
             return None
 
     def _write(self, key: str, features: StudyFeatures) -> None:

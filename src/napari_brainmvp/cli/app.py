@@ -200,7 +200,7 @@ def pretrain(
     base: Annotated[str, typer.Option(help="Folder a datalist's paths start from; default its own.")] = "",
     recipe: Annotated[str, typer.Option(help="compact, default, paper or release.")] = "",
     max_steps: Annotated[int, typer.Option(help="Updates in all; 0 for the recipe's.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint; start if none.")] = False,
     devices: Annotated[int, typer.Option(help="Devices on each node; 0 for the recipe's.")] = 0,
     nodes: Annotated[int, typer.Option(help="Nodes; 0 for the recipe's.")] = 0,
     strategy: Annotated[str, typer.Option(help="As Lightning names it, for example ddp.")] = "",
@@ -212,9 +212,8 @@ def pretrain(
     background: Annotated[bool, typer.Option("--background", help="Submit a job and return: brainmvp jobs.")] = False,
 ) -> None:
     """Pre-train an encoder on unlabelled studies by the three tasks of BrainMVP."""
-    from napari_brainmvp.cli.pretraining import resumed_spec, run_pretraining, settings, sources
+    from napari_brainmvp.cli.pretraining import chosen_spec, run_pretraining, settings, sources
     from napari_brainmvp.jobs import free_name
-    from napari_brainmvp.training.pretraining.spec import read_spec
 
     changes = settings(change or ())
     options = {"max_steps": max_steps, "devices": devices, "nodes": nodes, "strategy": strategy}
@@ -223,9 +222,7 @@ def pretrain(
         changes["data"] = sources(data, base)
     if background == (out is not None) or (background and resume):
         raise BrainMVPError("Say --out FOLDER; or --background alone: a job has its folder, and brainmvp jobs resume.")
-    run = resumed_spec(out, changes) if resume and out else read_spec(spec, recipe or None, changes)
-    if not run.data:
-        raise BrainMVPError("No data: say --data FOLDER, or --data synthetic:50 to try it out.")
+    run = chosen_spec(out, spec, recipe, changes, resume=resume)
     if out is None:
         submit("pretrain", run, name or free_name("encoder"), cache)
     else:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from napari_brainmvp.cli.console import progress_bar, say, table
-from napari_brainmvp.errors import BrainMVPError, FileError
+from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 
-__all__ = ["classify", "evaluate"]
+if TYPE_CHECKING:
+    from napari_brainmvp.models import ModelCard
+    from napari_brainmvp.training.cache import Problem
+
+__all__ = ["classify", "evaluate", "read_mappings"]
 
 
 def classify(
@@ -59,7 +64,10 @@ def evaluate(
     labels: Annotated[
         str, typer.Option(help="Label description: file, brats or brats-ped; default dataset.json.")
     ] = "",
-    values: Annotated[str, typer.Option("--map", help="The data's value for each of the models': 4=2,5=1,6=4.")] = "",
+    values: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="The data's value for each of a model's: 4=2,5=1 or MODEL:4=2,5=1. Repeatable."),
+    ] = None,
     participants: Annotated[str, typer.Option(help="Classes: a .tsv; default participants.tsv in the data.")] = "",
     column: Annotated[str, typer.Option(help="Column of the classes.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -67,27 +75,79 @@ def evaluate(
 ) -> None:
     """Measure models on studies whose answer is known: Dice, HD95 and volumes, or accuracy, AUC and F1."""
     from napari_brainmvp.models import find_model, load_model
+    from napari_brainmvp.training.cache import Problem
     from napari_brainmvp.training.sources import DataSource, find_files
 
     if out.exists() and not overwrite:
         raise FileError(f"{out} exists: choose another name, or add --overwrite.")
-    entries = [find_model(name) for name in dict.fromkeys(model)]
-    task = entries[0].card.task
-    models = {entry.card.name: load_model(entry, task) for entry in entries}
+    entries = {name: find_model(name) for name in dict.fromkeys(model)}
+    first = next(iter(entries.values())).card
+    if first.task not in ("segmentation", "classification"):
+        raise BrainMVPError(f"{first.name} is a {first.task} model: choose a segmentation or classification model.")
+    mappings = read_mappings(values or (), {name: entry.card for name, entry in entries.items()})
+    models = {name: load_model(entry, first.task) for name, entry in entries.items()}
     found = [find_files(DataSource(path=str(path))) for path in data]
     studies = [files for listed, _ in found for files in listed]
-    if task == "segmentation":
-        _segmentations(models, studies, data, labels, values, device, out)
-    elif task == "classification":
-        _classifications(models, studies, data, participants, column, device, out)
+    problems = [Problem(name, reason) for _, unreadable in found for name, reason in unreadable]
+    if not studies:
+        why = f" The first problem: {problems[0].name}: {problems[0].reason}" if problems else ""
+        raise StudyError(f"There is no study in {', '.join(map(str, data))}.{why}")
+    if first.task == "segmentation":
+        problems += _segmentations(models, studies, data, labels, mappings, device, out)
     else:
-        raise BrainMVPError(f"{entries[0].card.name} is a {task} model: choose a segmentation or classification model.")
+        problems += _classifications(models, studies, data, participants, column, device, out)
+    for problem in dict.fromkeys(problems):  # every model meets the same bad study
+        say(f"Note: left out {problem.name}: {problem.reason}")
     say(f"Wrote {out}")
 
 
+def read_mappings(texts: Sequence[str], cards: Mapping[str, ModelCard]) -> dict[str, dict[int, int]]:
+    """Read what ``--map`` says: by model, the data's value for each of the model's.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        ``4=2,5=1``, for all models; or ``MODEL:4=2,5=1``, for one.
+    cards : mapping of str to ModelCard
+        By the names that the models were asked for with.
+
+    Raises
+    ------
+    BrainMVPError
+        It is no such text, there is no such model, it does not paint such a value, or the models paint different
+        values and it is not said which one is meant.
+    """
+    painted = {name: {label.value for label in card.labels} for name, card in cards.items()}
+    mappings: dict[str, dict[int, int]] = {}
+    for text in texts:
+        name, _, pairs = text.rpartition(":")
+        if name and name not in cards:
+            raise BrainMVPError(f"--map {text}: {name} is none of the models {', '.join(cards)}: name one of them.")
+        if not name and len({frozenset(values) for values in painted.values()}) > 1:
+            example = f"--map {next(iter(cards))}:{pairs}"
+            raise BrainMVPError(
+                f"--map {text}: the models paint different values: say which one is meant, as {example}."
+            )
+        mapping = _mapping(text, pairs)
+        for model in [name] if name else cards:
+            if strange := sorted(set(mapping) - painted[model]):
+                known = ", ".join(map(str, sorted(painted[model])))
+                raise BrainMVPError(f"--map {text}: {model} does not paint {strange[0]}: it paints {known}.")
+            if model in mappings:
+                raise BrainMVPError(f"--map {text}: {model} has a --map already: put all pairs into one.")
+            mappings[model] = mapping
+    return mappings
+
+
 def _segmentations(
-    models: dict[str, Any], studies: list[Any], data: list[Path], labels: str, values: str, device: str, out: Path
-) -> None:
+    models: dict[str, Any],
+    studies: list[Any],
+    data: list[Path],
+    labels: str,
+    mappings: Mapping[str, dict[int, int]],
+    device: str,
+    out: Path,
+) -> list[Problem]:
     from napari_brainmvp.inference import SegmentOptions
     from napari_brainmvp.io import write_text_atomic
     from napari_brainmvp.training.evaluation import compare_segmentations, evaluate_segmentation, scores_csv
@@ -95,13 +155,13 @@ def _segmentations(
 
     description = read_labels(labels) if labels else find_labels(data[0])
     description = description or LabelDescription.of_card(next(iter(models.values())).card)
-    mapping = _mapping(values)
-    results, left_out = {}, []
+    results: dict[str, Any] = {}
+    left_out: list[Problem] = []
     with progress_bar() as progress:
         for name, loaded in models.items():
             options = SegmentOptions(device=device)
             results[name], problems = evaluate_segmentation(
-                loaded, studies, description, values=mapping, options=options, progress=progress
+                loaded, studies, description, values=mappings.get(name), options=options, progress=progress
             )
             left_out += problems
     write_text_atomic(out, scores_csv(results))
@@ -118,17 +178,19 @@ def _segmentations(
         for c in compare_segmentations(results)
     ]
     table("Means over cases", ("Model", "Name", "Dice", "HD95, mm", "Error, ml", "Dice to the first", "n"), rows)
-    for problem in left_out:
-        say(f"Note: left out {problem.name}: {problem.reason}")
+    return left_out
 
 
-def _mapping(text: str) -> dict[int, int] | None:
-    if not text:
-        return None
+def _mapping(text: str, pairs: str) -> dict[int, int]:
     try:
-        return {int(own): int(theirs) for own, theirs in (pair.split("=") for pair in text.split(","))}
+        found = [(int(own), int(theirs)) for own, theirs in (pair.split("=") for pair in pairs.split(","))]
     except ValueError as error:
-        raise BrainMVPError(f"--map {text}: write pairs of values, for example 4=2,5=1,6=4.") from error
+        raise BrainMVPError(
+            f"--map {text}: write pairs of values, for example 4=2,5=1,6=4, or a model's name and a colon before them."
+        ) from error
+    if len(dict(found)) < len(found):
+        raise BrainMVPError(f"--map {text}: names a value twice: keep one.")
+    return dict(found)
 
 
 def _classifications(
@@ -139,7 +201,7 @@ def _classifications(
     column: str,
     device: str,
     out: Path,
-) -> None:
+) -> list[Problem]:
     import numpy as np
 
     from napari_brainmvp.io import read_participants, write_text_atomic
@@ -150,7 +212,8 @@ def _classifications(
         [Path(participants)] if participants else [(p if p.is_dir() else p.parent) / "participants.tsv" for p in data]
     )
     classes = {name: value for path in tables for name, value in read_participants(path, column).items()}
-    results, left_out, rows = {}, [], []
+    results, rows = {}, []
+    left_out: list[Problem] = []
     with progress_bar() as progress:
         for name, loaded in models.items():
             results[name], problems = evaluate_classification(
@@ -173,5 +236,4 @@ def _classifications(
         ]
         rows.append((name, *cells, f"{mcnemar(first, cases):.3f}" if number else "", str(scores.n)))
     table("With 95 % bootstrap intervals", ("Model", "Accuracy", "AUC", "F1", "p to the first", "n"), rows)
-    for problem in left_out:
-        say(f"Note: left out {problem.name}: {problem.reason}")
+    return left_out

@@ -15,16 +15,18 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from napari_brainmvp.cli.console import progress_bar, say
-from napari_brainmvp.errors import BrainMVPError, FileError
+from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.jobs import left_out
 from napari_brainmvp.models import find_model, list_models
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
-from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, read_spec
+from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, read_settings, read_spec
+from napari_brainmvp.training.sources import absolute_paths
 
 __all__ = [
     "FREE",
+    "chosen_spec",
     "progress_lines",
     "resumed",
-    "resumed_spec",
     "run_pretraining",
     "settings",
     "sources",
@@ -43,12 +45,12 @@ def sources(paths: Sequence[str], base: str) -> tuple[DataSource, ...]:
     """Read ``--data`` options: a path, or a path and a weight as ``PATH@2``."""
     found = []
     for text in paths:
-        weighted = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)", text)
-        path, weight = (weighted[1], float(weighted[2])) if weighted else (text, 1.0)
-        if weight <= 0:
-            raise BrainMVPError(f"--data {text}: the weight must be more than 0.")
-        is_list = path.endswith(".json")
-        found.append(DataSource(path=path, weight=weight, base=base or None if is_list else None))
+        try:
+            source = DataSource.model_validate(text)
+        except ValidationError as error:
+            raise BrainMVPError(f"--data {text}: the weight must be more than 0.") from error
+        is_list = source.path.endswith(".json")
+        found.append(source.model_copy(update={"base": base}) if base and is_list else source)
     return tuple(found)
 
 
@@ -66,39 +68,59 @@ def settings(options: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def resumed_spec(run: Path, changes: dict[str, Any]) -> PretrainingSpec:
-    """Read the specification a run was started with; only what does not change its course may be given anew.
+def chosen_spec(
+    out: Path | None, file: Path | None, recipe: str, changes: dict[str, Any], *, resume: bool
+) -> PretrainingSpec:
+    """Return the specification of a new run, or of the one in ``out`` that is resumed, with absolute paths.
+
+    Parameters
+    ----------
+    out : Path or None
+        The run's folder. Where it holds no run, one is started, so that the same command starts and resumes.
+    file : Path or None
+        YAML file of settings.
+    recipe : str
+        By name, or empty.
+    changes : dict
+        Settings that go before both. What a resumed run learns may be said again, and not be changed.
 
     Raises
     ------
     BrainMVPError
-        There is no run, or something else is to be changed.
+        A setting makes no sense or is not what the run was started with, or there are no data.
     """
-    path = run / "spec.json"
-    if not path.is_file():
-        raise FileError(f"{run} holds no run to resume: start one without --resume.")
-    return resumed(read_spec(path, None, {}), changes, {*FREE, "devices", "nodes", "strategy", "compile"})
+    started = out / "spec.json" if out and resume else None
+    if started is not None and started.is_file():
+        said = read_settings(file, recipe or None) | changes
+        return resumed(read_spec(started, None, {}), said, {*FREE, "devices", "nodes", "strategy", "compile"})
+    spec = read_spec(file, recipe or None, changes)
+    if not spec.data:
+        nothing = f"{out} holds no run to resume, and there are no data to start one" if started else "No data"
+        raise BrainMVPError(f"{nothing}: say --data FOLDER, or --data synthetic:50 to try it out.")
+    return absolute_paths(spec)
 
 
 def resumed(spec: Spec, changes: dict[str, Any], free: Collection[str]) -> Spec:
-    """Change those settings of a run that may be given anew, and refuse to change others.
+    """Change those settings of a run that may be given anew, and refuse to change others; paths become absolute.
 
     Raises
     ------
     BrainMVPError
         Something that is not in ``free`` is to be changed, or a value makes no sense.
     """
-    fields = type(spec).model_fields
-    fixed = sorted(set(changes) - set(free))
-    differing = [name for name in fixed if name not in fields or getattr(spec, name) != changes[name]]
-    if differing:
-        raise BrainMVPError(f"A resumed run keeps its {', '.join(differing)}: leave that out, or start a new run.")
-    try:
-        return type(spec).model_validate(spec.model_dump() | {name: changes[name] for name in changes if name in free})
+    try:  # first, because options and files say 2 for 2.0, and lists for tuples
+        wanted = type(spec).model_validate(spec.model_dump() | changes)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BrainMVPError(f"{where}: {first['msg']}. Correct the value.") from error
+    before, wanted = absolute_paths(spec), absolute_paths(wanted)
+    differing = [name for name in sorted(set(changes) - set(free)) if getattr(before, name) != getattr(wanted, name)]
+    if differing:
+        kept = {name: getattr(before, name) for name in differing}
+        told = [f"{name} of {value}" if isinstance(value, (int, float, str)) else name for name, value in kept.items()]
+        raise BrainMVPError(f"A resumed run keeps its {', '.join(told)}: leave that out, or start a new run.")
+    return wanted
 
 
 def run_pretraining(spec: PretrainingSpec, run: Path, *, resume: bool, name: str, cache: Path | None) -> None:
@@ -115,6 +137,8 @@ def run_pretraining(spec: PretrainingSpec, run: Path, *, resume: bool, name: str
         folder = pretrain(spec, run, resume=resume, cache=cache, progress=progress, cancel=cancel)
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         import_model(folder, name)
+        if note := left_out(run):
+            say(f"Note: {note}")
         say(f"Wrote model {name} ({find_model(name).folder}).")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import logging
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io.dicom import read_dicom_series
 from napari_brainmvp.study import Grid, LabelMap, Modality, Scan
 
-__all__ = ["IMAGE_SUFFIXES", "is_image_path", "read_image", "read_label_map", "read_scan"]
+__all__ = ["IMAGE_SUFFIXES", "is_image_path", "read_image", "read_label_map", "read_scan", "readable"]
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr")
 _MOST_VOXELS = 2048**3 // 8
@@ -30,6 +32,22 @@ logger = logging.getLogger(__name__)
 def is_image_path(path: Path) -> bool:
     """Tell whether a file's name ends like a format that can be read."""
     return path.name.lower().endswith(IMAGE_SUFFIXES)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file or folder that cannot be read into a sentence.
+
+    Raises
+    ------
+    FileError
+        Of an OSError in the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FileError(f"{path} cannot be read ({reason}): check the path and its permissions.") from error
 
 
 def read_image(path: Path) -> tuple[NDArray[np.float32], Grid, tuple[str, ...]]:

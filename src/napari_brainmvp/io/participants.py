@@ -8,10 +8,32 @@ from pathlib import Path
 
 from napari_brainmvp.errors import FileError, StudyError
 
-__all__ = ["class_of", "read_participants"]
+__all__ = ["class_of", "read_participants", "read_table"]
 
 _USUAL = ("diagnosis", "group", "class", "label", "dx")
 _MISSING = ("", "n/a", "na", "nan", "none")
+
+
+def read_table(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read the columns and rows of a ``participants.tsv``, with or without a byte order mark.
+
+    Raises
+    ------
+    FileError
+        The file cannot be read.
+    StudyError
+        It has no column ``participant_id``.
+    """
+    path = Path(path).expanduser()
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter="\t", restval="")
+            rows, columns = list(reader), list(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FileError(f"{path} is no readable table ({error}): give a participants.tsv.") from error
+    if "participant_id" not in columns:
+        raise StudyError(f"{path} has no column participant_id: it has {', '.join(columns) or 'none'}.")
+    return columns, rows
 
 
 def read_participants(path: str | Path, column: str = "") -> dict[str, str]:
@@ -37,14 +59,7 @@ def read_participants(path: str | Path, column: str = "") -> dict[str, str]:
         A column is missing, it cannot be told which one is meant, or a participant has two classes.
     """
     path = Path(path).expanduser()
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter="\t")
-            rows, columns = list(reader), list(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FileError(f"{path} is no readable table ({error}): give a participants.tsv.") from error
-    if "participant_id" not in columns:
-        raise StudyError(f"{path} has no column participant_id: it has {', '.join(columns) or 'none'}.")
+    columns, rows = read_table(path)
     chosen = column or _choose(path, columns)
     if chosen not in columns:
         raise StudyError(f"{path} has no column {chosen!r}: choose one of {', '.join(columns[1:])}.")
@@ -77,7 +92,7 @@ def class_of(name: str, classes: Mapping[str, str]) -> str | None:
     >>> class_of("sub-01_ses-2", {"sub-01": "patient"}), class_of("x7", {"sub-x7": "control"}), class_of("y", {})
     ('patient', 'control', None)
     """
-    subject = name.split("_")[0]
+    subject = name.split("_" if name.startswith("sub-") else "_ses-")[0]  # p_2 is no part of p
     for candidate in (name, subject, f"sub-{name}", name.removeprefix("sub-"), subject.removeprefix("sub-")):
         if candidate in classes:
             return classes[candidate]

@@ -10,7 +10,7 @@ from typing import Any
 
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io.dicom import holds_dicom, series_description
-from napari_brainmvp.io.images import is_image_path, read_label_map, read_scan
+from napari_brainmvp.io.images import is_image_path, read_label_map, read_scan, readable
 from napari_brainmvp.io.names import guess_modality, is_label_name, stem
 from napari_brainmvp.study import MODALITIES, Modality, Scan, Study, modality
 
@@ -109,23 +109,32 @@ def _from_path(path: Path, named: Mapping[Modality, Path]) -> StudyFiles:
         raise FileError(f"{path} does not exist: check the path.")
     if path.is_file():
         return sort_files([path], named, stem(path))
-    if holds_dicom(path):
+    with readable(path):
+        series = holds_dicom(path)
+    if series:
         return sort_files([path], named, path.name)
     return sort_files(_members(path), named, path.resolve().name)
 
 
-def _members(folder: Path) -> list[Path]:
-    """List the images of one study's folder: files, DICOM series folders, BIDS data type folders."""
-    try:
-        entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except PermissionError as error:
-        raise FileError(f"{folder} may not be read: change its permissions.") from error
+def _members(folder: Path, closed: list[tuple[str, str]] | None = None) -> list[Path]:
+    """List the images of one study's folder: files, DICOM series folders, BIDS data type folders.
+
+    ``closed`` takes the folders in it that cannot be read, and why; without it the first one is an error.
+    """
     members = []
+    with readable(folder):
+        entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     for entry in entries:
-        if entry.is_dir() and entry.name in _BIDS_FOLDERS:
-            members += _members(entry)
-        elif (entry.is_file() and is_image_path(entry)) or (entry.is_dir() and holds_dicom(entry)):
-            members.append(entry)
+        try:
+            with readable(entry):
+                if entry.is_dir() and entry.name in _BIDS_FOLDERS:
+                    members += _members(entry, closed)
+                elif (entry.is_file() and is_image_path(entry)) or (entry.is_dir() and holds_dicom(entry)):
+                    members.append(entry)
+        except FileError as error:
+            if closed is None:
+                raise
+            closed.append((_relative_name(entry), str(error)))
     return members
 
 
@@ -258,13 +267,13 @@ def find_studies(folder: str | Path, problems: list[tuple[str, str]] | None = No
     ----------
     folder : path
     problems : list of (str, str), optional
-        Takes the names of folders that are passed over, and why: they hold images of no recognisable modality, or two
-        of one.
+        Takes the names of folders that are passed over, and why: they cannot be read, or hold images of no recognisable
+        modality, or two of one.
 
     Raises
     ------
     FileError
-        The folder does not exist.
+        The folder does not exist, or may not be read itself.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -273,15 +282,19 @@ def find_studies(folder: str | Path, problems: list[tuple[str, str]] | None = No
 
 
 def _walk(folder: Path, depth: int, problems: list[tuple[str, str]]) -> Iterable[StudyFiles]:
-    members = _members(folder)
+    closed: list[tuple[str, str]] = []
+    members = _members(folder, closed)
+    problems += closed
     if members:
         try:
             yield sort_files(members, {}, _relative_name(folder))
             return
-        except StudyError as error:
+        except (FileError, StudyError) as error:
             problems.append((_relative_name(folder), str(error)))
     if depth < _DEEPEST:
-        for child in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "derivatives"))):
+        shut = {name for name, _ in closed}
+        children = (p for p in folder.iterdir() if not p.name.startswith((".", "derivatives")))
+        for child in sorted(p for p in children if _relative_name(p) not in shut and p.is_dir()):
             yield from _walk(child, depth + 1, problems)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from napari_brainmvp.jobs.control import free_name, remove_job, resume_job, stop_job, submit_job
 from napari_brainmvp.jobs.job import Job, JobState, find_job, list_jobs, read_job, say_seconds
-from napari_brainmvp.jobs.metrics import MetricsTable
+from napari_brainmvp.jobs.metrics import MetricsTable, left_out
 from napari_brainmvp.jobs.spec import KINDS, JobSpec, jobs_folder, training_job
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "find_job",
     "free_name",
     "jobs_folder",
+    "left_out",
     "list_jobs",
     "read_job",
     "remove_job",

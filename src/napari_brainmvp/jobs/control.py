@@ -69,6 +69,8 @@ def stop_job(name: str) -> Job:
 def resume_job(name: str) -> Job:
     """Let a stopped or failed job go on from its last checkpoint.
 
+    A model that took the job's name meanwhile does not matter: the job then registers its own as ``NAME-2``.
+
     Raises
     ------
     BrainMVPError
@@ -79,7 +81,6 @@ def resume_job(name: str) -> Job:
         raise BrainMVPError(f"Job {name!r} cannot be resumed. {job.reason}")
     if job.state not in (JobState.stopped, JobState.failed):
         raise BrainMVPError(f"Job {name!r} is {job.state}: only a stopped or failed job can be resumed.")
-    _refuse_taken(name)
     (job.folder / STOP).unlink(missing_ok=True)
     write_file(job.folder / STATE, StateFile(state=JobState.queued, queued=time.time()))
     _spawn(job.folder)

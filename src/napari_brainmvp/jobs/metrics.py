@@ -1,4 +1,4 @@
-"""The growing tables of a run, read a little at a time."""
+"""What a run writes down: its growing tables, read a little at a time, and the studies it left out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import csv
 import io
 from pathlib import Path
 
-__all__ = ["MetricsTable"]
+__all__ = ["MetricsTable", "left_out"]
+
+_NAMED = 5
 
 
 class MetricsTable:
@@ -69,6 +71,26 @@ class MetricsTable:
         self.steps.append(int(row[0]))
         for name, cell in zip(self._names[1:], row[1:], strict=True):
             self.columns[name].append(_number(cell))
+
+
+def left_out(run: Path) -> str:
+    """Say how many studies a run has left out, and name the first; empty where there are none.
+
+    Parameters
+    ----------
+    run : Path
+        The run's folder, with its ``problems.txt``.
+    """
+    try:
+        lines = (run / "problems.txt").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not yet there
+        return ""
+    names = list(dict.fromkeys(line.partition(": ")[0] for line in lines))
+    if not names:
+        return ""
+    count = "1 study was" if len(names) == 1 else f"{len(names)} studies were"
+    more = " and more" if len(names) > _NAMED else ""
+    return f"{count} left out: {', '.join(names[:_NAMED])}{more}. {run.name}/problems.txt says why."
 
 
 def _number(cell: str) -> float:

@@ -12,7 +12,8 @@ from typing import Any
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from napari_brainmvp.errors import BrainMVPError, FileError
+from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.training.sources import absolute_paths
 
 __all__ = ["KINDS", "JobKind", "JobSpec", "jobs_folder", "training_job"]
 
@@ -122,14 +123,9 @@ def training_job(kind: str, settings: BaseModel, name: str, *, cache: Path | Non
     BrainMVPError
         ``name`` cannot be a model's name, the run needs several machines, or data are not there.
     """
-    content = settings.model_dump(mode="json")
+    content = absolute_paths(settings).model_dump(mode="json")
     if content.get("nodes", 1) > 1:
         raise BrainMVPError("A background job runs on one machine: start a run on several nodes with their scheduler.")
-    for source in content["data"]:
-        source["path"], source["base"] = _absolute(source["path"]), source["base"] and _absolute(source["base"])
-    for other in ("init", "participants"):
-        if content.get(other) and Path(content[other]).expanduser().exists():
-            content[other] = _absolute(content[other])
     device = {"gpu": "cuda", "cpu": "cpu", "cuda": "cuda", "mps": "mps"}.get(content["accelerator"], "auto")
     try:
         return JobSpec(
@@ -145,13 +141,3 @@ def training_job(kind: str, settings: BaseModel, name: str, *, cache: Path | Non
         raise BrainMVPError(
             f"{name!r} is not a name for a model: use up to 64 of a-z, 0-9, '.', '_' and '-'."
         ) from error
-
-
-def _absolute(path: str) -> str:
-    """Make a path absolute, and miss what is not there now rather than in the background."""
-    if path.startswith("synthetic:"):
-        return path
-    absolute = Path(path).expanduser().absolute()
-    if not absolute.exists():
-        raise FileError(f"{absolute} does not exist: check the path.")
-    return str(absolute)

@@ -6,17 +6,26 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from napari_brainmvp.errors import BrainMVPError, FileError, ModelError
-from napari_brainmvp.models.card import ModelCard
+from napari_brainmvp.models.card import ModelCard, name_digest
 from napari_brainmvp.models.registry import CARD_FILE, WEIGHTS_FILE, ModelEntry, read_card
 
-__all__ = ["copy_model", "export_folder", "make_folder", "pull_model", "push_model"]
+__all__ = [
+    "copy_model",
+    "export_folder",
+    "make_folder",
+    "path_digest",
+    "plain_name",
+    "pull_model",
+    "push_model",
+    "without_paths",
+]
 
 _HUB = "hf:"
 
@@ -125,35 +134,89 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def make_folder(out: Path, fill: Callable[[Path], None]) -> Path:
+def make_folder(out: Path, fill: Callable[[Path], None], *, may_be_empty: bool = False) -> Path:
     """Fill a folder beside ``out`` and rename it, so that it appears complete or not at all.
+
+    Parameters
+    ----------
+    out : Path
+    fill : callable
+        Writes into the folder it is given.
+    may_be_empty : bool
+        Whether ``out`` may be an empty folder already, as a dialog makes it.
 
     Raises
     ------
     FileError
         It exists or cannot be written.
     """
-    if out.exists():
+    if out.exists() and not (may_be_empty and out.is_dir() and not any(out.iterdir())):
         raise FileError(f"{out} already exists: choose another place or remove it first.")
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         partial.mkdir(parents=True)
         fill(partial)
+        if out.exists():  # empty: Windows would not put another folder in its place
+            out.rmdir()
         partial.rename(out)
     except OSError as error:
-        raise FileError(f"{out} cannot be written ({error.strerror}): free space or choose another place.") from error
+        raise FileError(
+            f"{out} cannot be written ({error.strerror or error}): free space or choose another place."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
 def copy_model(entry: ModelEntry, folder: Path, readme: bool = True) -> None:
-    """Copy weights and card into a folder, and a README for people."""
+    """Copy weights and card into a folder, without the paths in a card, and a README for people."""
     folder.mkdir(exist_ok=True)
     shutil.copy2(entry.weights, folder / WEIGHTS_FILE)
-    shutil.copy2(entry.folder / CARD_FILE, folder / CARD_FILE)
+    training = dict(entry.card.training)
+    if isinstance(training.get("recipe"), dict):  # an older card, or one of pre-training, names folders
+        training["recipe"] = without_paths(training["recipe"])
+    if isinstance(training.get("init"), str):
+        training["init"] = plain_name(training["init"])
+    card = entry.card.model_copy(update={"training": training})
+    (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if readme:
         (folder / "README.md").write_text(_readme(entry.card), encoding="utf-8")
+
+
+def path_digest(path: str | Path) -> str:
+    """Return 12 hexadecimal digits for a place on this machine, whose path may name people."""
+    return name_digest(str(Path(path).expanduser().resolve()))
+
+
+def plain_name(model: str) -> str:
+    """Return a model's name, of a folder the last part."""
+    return model if re.fullmatch(r"[\w.-]*", model) else re.split(r"[\\/]", model.rstrip("\\/"))[-1]
+
+
+def without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a training run's specification for a card: files and folders by their digests, which name nobody.
+
+    Parameters
+    ----------
+    recipe : mapping
+        As JSON. ``data`` lists sources with a ``path`` (made-up studies, ``synthetic:N``, stay) and a ``base``;
+        ``participants`` is a file; ``init`` a model's name or folder.
+    """
+    kept = dict(recipe)
+    if isinstance(recipe.get("data"), list | tuple):
+        kept["data"] = [_without_path(source) for source in recipe["data"]]
+    if recipe.get("participants"):
+        kept["participants"] = path_digest(recipe["participants"])
+    if isinstance(recipe.get("init"), str):
+        kept["init"] = plain_name(recipe["init"])
+    return kept
+
+
+def _without_path(source: Any) -> Any:
+    if not isinstance(source, dict) or str(source.get("path", "synthetic:")).startswith("synthetic:"):
+        return source
+    rest = {key: value for key, value in source.items() if key not in ("path", "base")}
+    return {"digest": path_digest(source["path"]), **rest}
 
 
 def _readme(card: ModelCard) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,14 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
-from napari_brainmvp.annotation.content import LabelClass
+from napari_brainmvp.annotation.content import LabelClass, StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.plugin.annotation_view import AnnotationView
 from napari_brainmvp.plugin.class_table import ClassTable
 from napari_brainmvp.plugin.finetune_row import FinetuneRow
-from napari_brainmvp.plugin.layers import study_layers
-from napari_brainmvp.plugin.painted import selected_labels
+from napari_brainmvp.plugin.layers import Frame, study_layers, upright_frame
+from napari_brainmvp.plugin.new_study import LabelSource, enter
 from napari_brainmvp.plugin.project_studies import ProjectStudies
 from napari_brainmvp.plugin.study_panel import StudyPanel
 from napari_brainmvp.plugin.style import heading, main_button, quiet
@@ -47,14 +46,14 @@ _TOOLS = (
     ("Interpolate", "Alt+I", "interpolate", "Fill the class between the slices on which it is painted."),
     ("Undo stroke", "Alt+Z", "undo", "Take back the last stroke, also one of an earlier session."),
     ("Redo stroke", "Alt+Shift+Z", "redo", "Do again what was taken back."),
-    ("Update now", "Alt+P", "update_now", "Predict from the labels as they are."),
+    ("Update now", "Alt+R", "update_now", "Predict from the labels as they are."),
 )
 _SWITCHES = (
-    ("live", "Alt+L", "Follow the brush", "Predict after every stroke."),
+    ("live", "Alt+B", "Follow the brush", "Predict after every stroke."),
     ("uncertainty", "Alt+U", "Show uncertainty", "Bright where the prediction cannot decide."),
     ("everything", "Alt+A", "Learn from all studies", "Use the strokes on every study of the project."),
 )
-_NAPARI_KEYS = "napari's own: 2 paint, 1 erase, 3 fill, 4 pick, 6 move, [ and ] brush size, V show and hide."
+_NAPARI_KEYS = "napari's own: 2 paint, 1 erase, 3 polygon, 4 fill, 5 pick, 6 move, [ and ] brush size, V show and hide."
 
 
 class AnnotatePanel(QWidget):
@@ -80,6 +79,7 @@ class AnnotatePanel(QWidget):
         self.title = quiet("A project keeps your strokes, every one of them, from now on.")
         self.studies = ProjectStudies()
         self.start = main_button("Annotate this study")
+        self.begin = LabelSource(viewer)
         self.classes = ClassTable()
         self.live, self.uncertainty, self.everything = (QCheckBox(f"{s[2]}  ({s[1]})") for s in _SWITCHES)
         self.tools: dict[str, QPushButton] = {}
@@ -109,12 +109,12 @@ class AnnotatePanel(QWidget):
         keys = QCollapsible("Keys")
         lines = [f"{key}: {text.lower()}" for text, key, _, _ in _TOOLS]
         lines += [f"{key}: {text.lower()}" for _, key, text, _ in _SWITCHES]
-        keys.addWidget(quiet("\n".join([*lines, "Alt+1 to Alt+9: choose a class", "Alt+F: fine-tune", _NAPARI_KEYS])))
+        keys.addWidget(quiet("\n".join([*lines, "Alt+1 to Alt+9: choose a class", "Alt+M: fine-tune", _NAPARI_KEYS])))
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(heading("Annotate"))
         layout.addLayout(files)
-        for part in (self.title, self.studies, self.start, self.bar, self.status, self.classes):
+        for part in (self.title, self.studies, self.begin, self.start, self.bar, self.status, self.classes):
             layout.addWidget(part)
         for box, (_, key, _, tip) in zip((self.live, self.uncertainty, self.everything), _SWITCHES, strict=True):
             box.setToolTip(tip)
@@ -149,6 +149,8 @@ class AnnotatePanel(QWidget):
 
     def open_project(self, folder: Path) -> None:
         """Open a project; read-only, and with a word about it, where another window has it open."""
+        if self.project is not None and self.project.folder == folder.expanduser().resolve():
+            self.close_project()  # else its own lock would be in the way
         self._set_project(AnnotationProject.open(folder))
         assert self.project is not None
         if self.project.read_only:
@@ -164,7 +166,7 @@ class AnnotatePanel(QWidget):
         self.opened.emit()
 
     def close_project(self) -> None:
-        """Save, let go of the lock, and leave the layers as they are."""
+        """Save, let go of the lock, and leave the layers as they are, to look at."""
         if self.view is not None:
             self.view.close()
             self.view = None
@@ -173,22 +175,29 @@ class AnnotatePanel(QWidget):
             self.project = None
 
     def annotate(self) -> None:
-        """Paint on the study that is open in the viewer."""
+        """Paint on the study that is open in the viewer; one that is new in the project begins with chosen labels."""
         if self.project is None:
             raise BrainMVPError("There is no project yet: make a new one or open one.")
         study = self._study.study()()
         reference = self.project.find(study)
         if reference is None:
-            named = replace(study, name=_name_of(study))
-            reference = self.project.add_study(selected_labels(self._viewer, named))
+            reference = enter(self.project, study, self.begin.currentData())
+        self._show(reference, study, self._study.frame())
+
+    def _show(self, reference: StudyReference, study: Study, frame: Frame) -> None:
+        """Show a study's labels and paint on them, in place of those that were shown before."""
+        assert self.project is not None
         if self.view is not None:
-            self.view.close()
-        self.view = view = AnnotationView(self._viewer, self.project, reference, study, self._study.frame())
+            view, self.view = self.view, None
+            view.remove()
+        self.view = view = AnnotationView(self._viewer, self.project, reference, study, frame)
+        self.begin.leave_out(view.layers)
         view.said.connect(self.status.setText)
         view.refused.connect(self._refused)
         view.progressed.connect(self._progressed)
         view.closed.connect(self._layer_gone)
         view.changed.connect(self._refresh_tools)
+        view.unknown.connect(lambda value: self._try(lambda: self._know(value)))
         self._refresh()
         view.learn_from_all(self.everything.isChecked())
         view.set_live(self.live.isChecked())
@@ -197,16 +206,27 @@ class AnnotatePanel(QWidget):
         self.shown.emit()
 
     def _open_chosen(self, name: str) -> None:
-        """Open a study of the project in the viewer, in place of what is there, and annotate it."""
+        """Open a study of the project in the viewer and annotate it; of the last one all but scans is kept, hidden."""
         assert self.project is not None
         study = self.project.read(name)
         if self.view is not None:
-            self.view.close()
-            self.view = None
-        self._viewer.layers.clear()
-        for data, options, kind in study_layers(study):
+            view, self.view = self.view, None
+            view.remove()
+            for layer in self._study.assigned_with_others().values():
+                self._viewer.layers.remove(layer)
+        for layer in self._viewer.layers:
+            layer.visible = False
+        frame = upright_frame(study.grid)
+        for data, options, kind in study_layers(study, frame):
             getattr(self._viewer, f"add_{kind}")(data, **options)
-        self.annotate()
+        self._show(self.project.study(name), study, frame)
+
+    def _know(self, value: int) -> None:
+        """Make a class of a value that was painted, and choose it."""
+        assert self.project is not None
+        self.project.know_values([value])
+        self._refresh()
+        self.classes.choose(next(k for k, c in enumerate(self.project.classes) if c.value == value))
 
     def _edit_classes(self, classes: tuple[LabelClass, ...]) -> None:
         if self.project is None:
@@ -256,6 +276,7 @@ class AnnotatePanel(QWidget):
         project = self.project
         self.start.setEnabled(project is not None and bool(self._study.assigned()))
         self.studies.show_project(project, self.view.name if self.view is not None else "")
+        self.begin.setEnabled(project is not None and not project.read_only)
         self.classes.setVisible(project is not None)
         if project is not None:
             note = "  –  read-only, open elsewhere" if project.read_only else ""
@@ -274,12 +295,3 @@ class AnnotatePanel(QWidget):
         self.finetune.abandon()
         self.studies.abandon()
         self.close_project()
-
-
-def _name_of(study: Study) -> str:
-    """Name a study by the folder its scans lie in; by its subject in a BIDS tree; "study" where it is in no file."""
-    paths = [scan.path for scan in study.scans.values() if scan.path is not None]
-    if not paths:  # then its name is a layer's, a modality mostly
-        return "study"
-    folder = paths[0].resolve().parent
-    return folder.parent.name if folder.name in ("anat", "dwi", "swi", "angio") else folder.name

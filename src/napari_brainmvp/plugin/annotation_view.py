@@ -14,10 +14,9 @@ from napari_brainmvp.annotation.history import label_dtype
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import BrainMVPError, StudyError
 from napari_brainmvp.plugin.layers import KEY, Frame, LayerOrigin
-from napari_brainmvp.plugin.live_probe import LiveProbe, Plane, labelled_elsewhere
+from napari_brainmvp.plugin.live_probe import LiveProbe, Plane
 from napari_brainmvp.plugin.painted import PaintedLayer, add_label_layer, add_map_layer, class_colors, native
-from napari_brainmvp.plugin.work import Work
-from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
+from napari_brainmvp.progress import Progress
 from napari_brainmvp.study import Study
 
 __all__ = ["AnnotationView"]
@@ -52,6 +51,8 @@ class AnnotationView(QObject):
     refused = Signal(str)
     progressed = Signal(object)
     changed = Signal()
+    unknown = Signal(int)
+    """A label value was painted that no class has."""
     closed = Signal()
 
     def __init__(
@@ -60,15 +61,15 @@ class AnnotationView(QObject):
         super().__init__()
         self._viewer, self._project, self.name, self.study = viewer, project, reference.name, study
         self._live = True
-        self._others: Work | None = None
         history = project.labels(reference.name)
         grid, classes = study.grid, project.classes
         values = (*(c.value for c in classes), int(history.labels.min()), int(history.labels.max()))
         labels = history.labels.astype(label_dtype(values))
         prediction = np.zeros(grid.shape, labels.dtype)
         doubt = np.zeros(grid.shape, np.float16)
-        self._uncertainty = add_map_layer(viewer, doubt, grid, frame, "Uncertainty")
         self._prediction = add_label_layer(viewer, prediction, grid, frame, "Prediction", classes)
+        self._uncertainty = add_map_layer(viewer, doubt, grid, frame, "Uncertainty")
+        viewer.layers.move(len(viewer.layers) - 1, len(viewer.layers) - 2)  # below the prediction
         self._prediction.colormap = self._prediction_colors()
         self._prediction.opacity = 0.4
         self._prediction.editable = False
@@ -86,6 +87,7 @@ class AnnotationView(QObject):
         probe.prepared.connect(self._features_ready)
         probe.progressed.connect(self.progressed)
         probe.updated.connect(self._show)
+        probe.learned.connect(self._learned)
         probe.failed.connect(self._wait_for_more)
         probe.crashed.connect(self._crashed)
         if self._painted is not None:
@@ -131,26 +133,13 @@ class AnnotationView(QObject):
 
     def learn_from_all(self, on: bool) -> None:
         """Use the strokes of all studies of the project, or of this one only."""
-        if not on:
-            self.probe.others = ()
-            self._predict_if_labelled()
-            return
-        project, name = self._project, self.name
+        self.probe.learn_from(self._project if on else None, self.name)
 
-        def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-            return labelled_elsewhere(project, name, progress, cancel)
-
-        self._others = work = Work(run)
-        work.progressed.connect(self.progressed)
-        work.done.connect(self._learn)
-        work.failed.connect(self.refused)
-        work.crashed.connect(self._crashed)
-        work.start()
-
-    def _learn(self, others: Any) -> None:
-        self.probe.others = others
+    def _learned(self, count: int, unread: tuple[str, ...]) -> None:
         self.progressed.emit(Progress(""))
-        self.said.emit(f"Learning from {len(others)} other studies, too.")
+        if count or unread:
+            left_out = f" Scans that cannot be read: {', '.join(unread)}." if unread else ""
+            self.said.emit(f"Learning from {count} other studies, too.{left_out}")
         self._predict_if_labelled()
 
     def update_now(self) -> None:
@@ -163,6 +152,9 @@ class AnnotationView(QObject):
 
     def _stroke(self, changed: int) -> None:
         self.changed.emit()
+        value = int(self.layer.selected_label)
+        if value and all(c.value != value for c in self._project.classes):
+            self.unknown.emit(value)
         if self._live:
             self.probe.update(self.labels, self._plane())
 
@@ -190,9 +182,9 @@ class AnnotationView(QObject):
     def next_slice(self) -> None:
         """Go to the least certain slice along the axis one looks along."""
         plane = self._need_plane()
-        predictor = self.probe.predictor
-        assert predictor is not None
-        index = predictor.uncertain_slice(self.labels, plane.axis)
+        from napari_brainmvp.annotation.prediction import uncertain_slice
+
+        index = uncertain_slice(self.probe.uncertainty, self.labels, plane.axis)
         axis = self._shown_axis(plane.axis)
         point = np.array(self.layer.world_to_data(self._viewer.dims.point), float)
         point[axis] = index
@@ -238,6 +230,7 @@ class AnnotationView(QObject):
 
     def _step(self, back: bool) -> None:
         assert self._painted is not None
+        native(self.layer)  # raises where the layer was moved and could not show what the history says
         self._painted.save()
         history = self._painted.history
         if not (history.undo() if back else history.redo()):
@@ -257,14 +250,25 @@ class AnnotationView(QObject):
         """Let the background be seen through: it covers most of the brain."""
         return class_colors(self._project.classes) | {self._project.background.value: "transparent"}
 
+    @property
+    def layers(self) -> tuple[Any, ...]:
+        """The view's own layers that are still in the viewer."""
+        own = (self._uncertainty, self._prediction, self.layer)
+        return tuple(layer for layer in own if layer in self._viewer.layers)
+
+    def remove(self) -> None:
+        """Close, and take the layers out of the viewer: another study, or the same one anew, takes their place."""
+        self.close()
+        for layer in self.layers:
+            self._viewer.layers.remove(layer)
+
     def close(self) -> None:
-        """Save and let go of the layers."""
+        """Save and let go of the layers; what stays of them can be looked at, not painted on."""
         self._viewer.layers.events.removed.disconnect(self._removed)
         self.probe.abandon()
-        if self._others is not None:
-            self._others.abandon()
         if self._painted is not None:
             self._painted.close()
+        self.layer.editable = False
 
     def _removed(self, event: Any) -> None:
         if event.value is self.layer:

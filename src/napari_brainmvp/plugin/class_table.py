@@ -24,7 +24,7 @@ _NEW_COLORS = ("#f2c14e", "#2fbf9b", "#9b6dd6", "#e07a3f", "#6fb98f", "#c06c84",
 
 
 class ClassTable(QWidget):
-    """A table with one row per class; names are edited in place, colours by a double click."""
+    """A table with one row per class; names are edited in place."""
 
     chosen = Signal(int)
     """Emits the label value of the row that was chosen."""
@@ -40,8 +40,10 @@ class ClassTable(QWidget):
         self.table.setShowGrid(False)
         self.table.setSelectionBehavior(QTableWidget.SelectionBehavior.SelectRows)
         self.table.setSelectionMode(QTableWidget.SelectionMode.SingleSelection)
+        triggers = QTableWidget.EditTrigger  # not any key: napari's are pressed with the table in focus, too
+        self.table.setEditTriggers(triggers.DoubleClicked | triggers.EditKeyPressed)
         self.table.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.table.setToolTip("The chosen class is what the brush paints. Click its name again to edit it.")
+        self.table.setToolTip("The chosen class is what the brush paints. Double-click its name to edit it.")
         self.table.horizontalHeader().setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         self.table.setColumnWidth(1, 70)
         self.table.setColumnWidth(2, 60)

@@ -150,7 +150,10 @@ class ClassifyPanel(QWidget):
     def _missing(self) -> str:
         """Say what has to be there first; empty where all is."""
         if self.model.currentData() is None:
-            return "No classification model yet: brainmvp finetune --task classification makes one."
+            return (
+                "No classification model yet: give studies a class in the Annotate tab and press Fine-tune there, or "
+                "use brainmvp finetune --task classification."
+            )
         return "" if self._study.assigned() else "Choose at least one layer in the Study panel."
 
     def start(self) -> None:

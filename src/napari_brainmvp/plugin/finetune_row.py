@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,23 +11,32 @@ from napari.utils.notifications import show_error
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
+from napari_brainmvp.annotation.export import Task, export_dataset, left_out
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import StudyError
+from napari_brainmvp.jobs import free_name, say_seconds, submit_job, training_job
 from napari_brainmvp.plugin.annotation_view import AnnotationView
 from napari_brainmvp.plugin.style import quiet
 from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.progress import CancelToken, ProgressCallback
+from napari_brainmvp.training.finetuning.cost import estimate_seconds
+from napari_brainmvp.training.finetuning.spec import PRESETS, read_spec
+from napari_brainmvp.training.pretraining.survey import measure_pace
 
 if TYPE_CHECKING:
     from napari_brainmvp.annotation.comparison import Comparison
 
 __all__ = ["FinetuneRow"]
 
-_TIMES = {"minutes": "minutes on a CPU", "hour": "an hour or more on a CPU", "paper": "hours on a GPU"}
+_TASKS = {"segmentation": "Segmentation", "classification": "Classification"}
+_TIPS = {
+    "segmentation": "Train a model on the strokes of all studies, as a background job (Alt+M)",
+    "classification": "Train a model to tell the classes of the studies as a whole, as a background job (Alt+M)",
+}
 
 
 class FinetuneRow(QWidget):
-    """Export what is annotated and train a model on it in the background.
+    """Export what is annotated and train a model on it in the background, of strokes or of the studies' classes.
 
     The dataset goes into the project's folder, as it is now: painting goes on meanwhile.
     """
@@ -39,28 +49,36 @@ class FinetuneRow(QWidget):
         self._project: AnnotationProject | None = None
         self._view: AnnotationView | None = None
         self._work: Work | None = None
-        self.preset = QComboBox()
+        self._timing: Work | None = None
+        self._pace = 0.0
+        self.task, self.preset = QComboBox(), QComboBox()
         self.button = QPushButton("Fine-tune")
         self.compare = QPushButton("Probe or model?")
         self.status = quiet("")
-        self.preset.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        for name, time in _TIMES.items():
-            self.preset.addItem(f"{name}  –  {time}", name)
-        self.button.setToolTip("Train a model on the strokes of all studies, as a background job (Alt+F)")
-        self.button.setShortcut("Alt+F")
+        for box in (self.task, self.preset):
+            box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        for key, title in _TASKS.items():
+            self.task.addItem(title, key)
+        for name in PRESETS:
+            self.preset.addItem(name, name)
+        self.task.setToolTip("What to learn: where what is painted is, or which class a study as a whole is of.")
+        self.preset.setToolTip("How thoroughly to train. The time is an estimate for this machine's processor.")
+        self.button.setShortcut("Alt+M")
         self.button.clicked.connect(self.start)
+        self.button.setToolTip(_TIPS["segmentation"])
+        self.task.currentIndexChanged.connect(self._choose_task)
         self.compare.setToolTip(
             "Which is closer to what is painted on this study: the probe, each painted slice predicted from the "
             "others, or the model that was fine-tuned on this project last?"
         )
         self.compare.clicked.connect(self.find_better)
-        row = QHBoxLayout()
-        row.addWidget(self.preset, 1)
-        row.addWidget(self.button)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        layout.addLayout(row)
-        layout.addWidget(self.compare)
+        for parts, shares in (((self.task, self.preset), (2, 3)), ((self.button, self.compare), (1, 1))):
+            row = QHBoxLayout()
+            for part, share in zip(parts, shares, strict=True):
+                row.addWidget(part, share)
+            layout.addLayout(row)
         layout.addWidget(self.status)
 
     def set_project(self, project: AnnotationProject | None, view: AnnotationView | None) -> None:
@@ -68,21 +86,56 @@ class FinetuneRow(QWidget):
         self._project, self._view = project, view
         idle = project is not None and self._work is None
         self.button.setEnabled(idle and project is not None and not project.read_only)
-        self.compare.setEnabled(idle and view is not None and view.probe.predictor is not None)
+        ready = view is not None and view.probe.predictor is not None
+        self.compare.setEnabled(idle and ready)
+        if ready:  # not before: reading the study would get one thread while the machine is timed
+            self._time_machine()
+        self._say_times()
+
+    def _choose_task(self) -> None:
+        self.button.setToolTip(_TIPS[self.task.currentData()])
+        self._time_machine()
+        self._say_times()
+
+    def _say_times(self) -> None:
+        """Put what each preset takes beside its name, once the machine is timed."""
+        if self._project is None or not self._pace:
+            return
+        count, task = len(self._project.studies), self.task.currentData()
+        for index, name in enumerate(PRESETS):
+            seconds = estimate_seconds(read_spec(name, {"task": task}), count, self._pace)
+            self.preset.setItemText(index, f"{name}  –  about {say_seconds(seconds)}")
+
+    def _time_machine(self) -> None:
+        if self._timing is None and not self._pace:
+            self._timing = Work(lambda progress, cancel: measure_pace())
+            self._timing.done.connect(self._timed)
+            self._timing.failed.connect(self._untimed)
+            self._timing.crashed.connect(self._untimed)
+            self._timing.start()
+
+    def _timed(self, pace: float) -> None:
+        self._timing, self._pace = None, pace
+        self._say_times()
+
+    def _untimed(self, reason: object) -> None:
+        self.preset.setToolTip(f"How thoroughly to train. What it takes is not known: {reason}")
 
     def start(self) -> None:
         """Export and submit."""
-        project, preset = self._project, self.preset.currentData()
+        project, task, preset = self._project, self.task.currentData(), self.preset.currentData()
         if project is None or self._work is not None:
             return
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-            return _submit(project, preset, progress, cancel)
+            return _submit(project, task, preset, progress, cancel)
 
         self._run(run, "Exporting what is annotated…", self._submitted)
 
-    def _submitted(self, job: Any) -> None:
-        self._ended(f"Training {job.name} in the background: see the jobs below.")
+    def _submitted(self, made: tuple[Any, list[str]]) -> None:
+        job, missing = made
+        note = f" Left out, as they cannot be read: {', '.join(missing)}." if missing else ""
+        self._ended(f"Training {job.name} in the background: see the jobs below.{note}")
         self.submitted.emit()
 
     def find_better(self) -> None:
@@ -130,10 +183,11 @@ class FinetuneRow(QWidget):
         self.set_project(self._project, self._view)
 
     def abandon(self) -> None:
-        """Forget what is being exported."""
-        if self._work is not None:
-            self._work.abandon()
-            self._work = None
+        """Forget what is being exported or timed."""
+        for work in (self._work, self._timing):
+            if work is not None:
+                work.abandon()
+        self._work = self._timing = None
 
 
 def _verdict(name: str, found: Comparison) -> str:
@@ -142,16 +196,23 @@ def _verdict(name: str, found: Comparison) -> str:
     return f"Mean Dice on {found.slices} painted slices: probe {probe:.2f}, {name} {model:.2f}. {better}."
 
 
-def _submit(project: AnnotationProject, preset: str, progress: ProgressCallback, cancel: CancelToken) -> Any:
-    from napari_brainmvp.annotation.export import export_dataset
-    from napari_brainmvp.jobs import free_name, submit_job, training_job
-    from napari_brainmvp.training.finetuning.spec import read_spec
+def _submit(
+    project: AnnotationProject, task: Task, preset: str, progress: ProgressCallback, cancel: CancelToken
+) -> Any:
+    name = free_name(_model_name(project.folder, task))
+    folder = _free_folder(project.folder / "datasets" / name)
+    data = export_dataset(project, folder, progress=progress, cancel=cancel, task=task)
+    spec = read_spec(preset, {"task": task, "data": [{"path": str(data)}]})
+    job = submit_job(training_job("finetune", spec, name))
+    return job, left_out(data)
 
-    name = free_name(_model_name(project.folder))
-    data = export_dataset(project, project.folder / "datasets" / name, "brats", progress, cancel)
-    return submit_job(training_job("finetune", read_spec(preset, {"data": [{"path": str(data)}]}), name))
+
+def _free_folder(folder: Path) -> Path:
+    """Return a folder that is not there yet: a dataset stays when its job and its model are removed."""
+    numbered = (folder.with_name(f"{folder.name}-{k}") for k in itertools.count(2))
+    return folder if not folder.exists() else next(f for f in numbered if not f.exists())
 
 
-def _model_name(folder: Path) -> str:
+def _model_name(folder: Path, task: Task) -> str:
     letters = "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.name.lower()).strip("-")
-    return letters[:50] or "project"
+    return (letters[:45].strip("-") or "project") + ("-classes" if task == "classification" else "")

@@ -12,7 +12,7 @@ from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_brainmvp.errors import BrainMVPError
-from napari_brainmvp.jobs import Job, JobState, MetricsTable, resume_job, stop_job
+from napari_brainmvp.jobs import Job, JobState, MetricsTable, left_out, resume_job, stop_job
 from napari_brainmvp.plugin.curves import CurvePlot, Series
 from napari_brainmvp.plugin.run_pictures import RunPictures
 from napari_brainmvp.plugin.style import STATE_COLORS, heading, quiet, slim_bar, small_button
@@ -120,9 +120,9 @@ class JobView(QWidget):
 
 
 def _describe(job: Job) -> str:
-    if job.state is JobState.done:
-        return f"The model {job.model} is in the list of models."
-    return job.progress or "Starting…"
+    done = job.state is JobState.done
+    text = f"The model {job.model} is in the list of models." if done else job.progress or "Starting…"
+    return f"{text}\n{left_out(job.run)}".rstrip()
 
 
 def _loss_series(table: MetricsTable) -> tuple[Series, ...]:

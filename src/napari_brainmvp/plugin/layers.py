@@ -129,7 +129,7 @@ def layer_scan(layer: Any, kind: Modality) -> Scan:
     values = np.nan_to_num(np.asarray(layer.data, np.float32).T, posinf=0, neginf=0)
     if isinstance(origin, LayerOrigin) and grid is origin.shown:
         return Scan(kind, origin.unpermute(values), origin.grid, origin.path, origin.imputed)
-    return Scan(kind, values, grid, origin.path if isinstance(origin, LayerOrigin) else None, is_imputed(layer))
+    return Scan(kind, values, grid, None, is_imputed(layer))  # where it lies now, no file says
 
 
 def is_imputed(layer: Any) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qtpy.QtCore import QObject, Signal
 
 from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.progress import CancelToken, ProgressCallback
 from napari_brainmvp.study import Study
@@ -54,6 +55,8 @@ class LiveProbe(QObject):
     progressed = Signal(object)
     updated = Signal(bool)
     """The layers' arrays have changed; True once the whole volume has."""
+    learned = Signal(int, object)
+    """Of how many other studies the strokes are used now, too, and the names of those that cannot be read."""
     failed = Signal(str)
     crashed = Signal(object)
     _sliced = Signal(object)
@@ -67,6 +70,7 @@ class LiveProbe(QObject):
         self.predictor: StudyPredictor | None = None
         self.others: tuple[LabelledVoxels, ...] = ()
         self._work: Work | None = None
+        self._reading: Work | None = None
         self._waiting: tuple[NDArray[Any], Plane | None] | None = None
         self._sliced.connect(self._show_slice)
 
@@ -95,6 +99,38 @@ class LiveProbe(QObject):
     def _prepared(self, predictor: StudyPredictor) -> None:
         self.predictor = predictor
         self.prepared.emit()
+
+    def learn_from(self, project: AnnotationProject | None, but: str = "") -> None:
+        """Use the strokes of a project's other studies, too, once they are read; None for those of this study only.
+
+        Parameters
+        ----------
+        project : AnnotationProject or None
+        but : str
+            The name of this study in it.
+        """
+        if self._reading is not None:
+            self._reading.abandon()
+            self._reading = None
+        if project is None:
+            self.others = ()
+            self.learned.emit(0, ())
+            return
+
+        def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
+            return labelled_elsewhere(project, but, progress, cancel)
+
+        self._reading = work = Work(run)
+        work.progressed.connect(self.progressed)
+        work.done.connect(self._learn)
+        work.failed.connect(self.failed)
+        work.crashed.connect(self.crashed)
+        work.start()
+
+    def _learn(self, found: tuple[tuple[LabelledVoxels, ...], tuple[str, ...]]) -> None:
+        self._reading = None
+        self.others, unread = found
+        self.learned.emit(len(self.others), unread)
 
     def update(self, labels: NDArray[Any], plane: Plane | None) -> None:
         """Predict from these labels, the visible slice first.
@@ -160,9 +196,10 @@ class LiveProbe(QObject):
     def abandon(self) -> None:
         """Stop, and say nothing more."""
         self._waiting = None
-        if self._work is not None:
-            self._work.abandon()
-            self._work = None
+        for work in (self._work, self._reading):
+            if work is not None:
+                work.abandon()
+        self._work = self._reading = None
 
 
 def _use_all_cores() -> None:
@@ -181,13 +218,18 @@ def read_features(study: Study, progress: ProgressCallback, cancel: CancelToken)
 
 
 def labelled_elsewhere(project: AnnotationProject, but: str, progress: ProgressCallback, cancel: CancelToken) -> Any:
-    """Return the labelled voxels of a project's other studies."""
+    """Return the labelled voxels of a project's other studies, and the names of those whose scans cannot be read."""
     from napari_brainmvp.annotation.prediction import labelled_voxels
 
-    found = []
+    found, unread = [], []
     for reference in project.studies:
         labels = project.labels(reference.name).labels
-        if reference.name != but and labels.any():
-            features = read_features(project.read(reference.name), progress, cancel)
-            found.append(labelled_voxels(features, labels))
-    return tuple(found)
+        if reference.name == but or not labels.any():
+            continue
+        try:
+            study = project.read(reference.name)
+        except (FileError, StudyError):
+            unread.append(reference.name)
+            continue
+        found.append(labelled_voxels(read_features(study, progress, cancel), labels))
+    return tuple(found), tuple(unread)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from napari.layers import Labels
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer, Signal
 
@@ -15,9 +13,9 @@ from napari_brainmvp.annotation.content import LabelClass
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.errors import BrainMVPError, StudyError
 from napari_brainmvp.plugin.layers import KEY, Frame, LayerOrigin, labels_layer, layer_grid, scan_layer
-from napari_brainmvp.study import Grid, LabelMap, Modality, Scan, Study
+from napari_brainmvp.study import Grid, LabelMap, Modality, Scan
 
-__all__ = ["PaintedLayer", "add_label_layer", "add_map_layer", "class_colors", "native", "selected_labels"]
+__all__ = ["PaintedLayer", "add_label_layer", "add_map_layer", "class_colors", "native"]
 
 _SAVE_AFTER = 1000
 """Milliseconds: a stroke that is still being drawn is saved this often."""
@@ -51,30 +49,6 @@ def add_map_layer(viewer: Any, values: NDArray[Any], grid: Grid, frame: Frame, n
     return viewer.add_image(values.transpose(origin.order).T, **options)
 
 
-def selected_labels(viewer: Any, study: Study) -> Study:
-    """Give a study the selected Labels layer as its labels, where it lies on the study's grid.
-
-    Raises
-    ------
-    StudyError
-        A Labels layer is selected that lies elsewhere.
-    """
-    layer = viewer.layers.selection.active
-    if not isinstance(layer, Labels):
-        return study
-    origin = layer.metadata.get(KEY)
-    values = np.asarray(layer.data).T
-    grid = layer_grid(layer)
-    if isinstance(origin, LayerOrigin) and grid is origin.shown and origin.scan is None:
-        values, grid = origin.unpermute(values), origin.grid
-    if not grid.same_as(study.grid):
-        raise StudyError(
-            f"The selected layer {layer.name!r} has another shape or position than the study, and labels are never "
-            "resampled unasked: select another layer, or none, to begin with empty labels."
-        )
-    return replace(study, labels=LabelMap(values.copy(), study.grid))
-
-
 def native(layer: Any) -> NDArray[Any]:
     """Return a layer's data in its study's own order of axes: a view.
 
@@ -87,7 +61,8 @@ def native(layer: Any) -> NDArray[Any]:
     if not isinstance(origin, LayerOrigin) or layer_grid(layer) is not origin.shown:
         raise StudyError(
             f"The layer {layer.name!r} was moved, scaled, turned or given another shape, so its voxels are no longer "
-            "the study's. Nothing was saved or resampled: undo that, or open the study again."
+            "the study's. Nothing was saved or resampled, and nothing is until it is back in its place: undo that, or "
+            "open the study again."
         )
     return origin.unpermute(np.asarray(layer.data).T)
 
@@ -95,7 +70,8 @@ def native(layer: Any) -> NDArray[Any]:
 class PaintedLayer(QObject):
     """Watch a Labels layer and save every stroke on it.
 
-    A stroke is saved when the brush is lifted, and every second while it is drawn.
+    A stroke is saved when the brush is lifted, and every second while it is drawn. While strokes cannot be saved,
+    because the layer was moved or the project is open elsewhere, one cannot paint.
 
     Parameters
     ----------
@@ -115,7 +91,9 @@ class PaintedLayer(QObject):
         self._timer = QTimer(self)
         self._timer.setInterval(_SAVE_AFTER)
         self._timer.timeout.connect(self.save)
-        self._events = (layer.events.set_data, layer.events.labels_update, layer.events.data)
+        painted = (layer.events.set_data, layer.events.labels_update, layer.events.data)
+        moved = (getattr(layer.events, name) for name in ("affine", "scale", "translate", "rotate", "shear"))
+        self._events = (*painted, *moved)
         for event in self._events:
             event.connect(self._touched)
         layer.events.paint.connect(self.save)
@@ -132,9 +110,12 @@ class PaintedLayer(QObject):
         except BrainMVPError as error:
             if str(error) != self._said:  # say it once, not every second
                 self._said = str(error)
+                self.layer.editable = not isinstance(error, StudyError)
                 self.failed.emit(self._said)
             return
-        self._said = ""
+        if self._said:
+            self._said = ""
+            self.layer.editable = True
         if changed:
             self.saved.emit(changed)
 

@@ -117,7 +117,7 @@ class ProjectStudies(QWidget):
         self.show_project(project, name)
 
     def import_classes(self, path: Path) -> None:
-        """Read all studies' classes from the column ``group`` of a ``participants.tsv``."""
+        """Read all studies' classes from a ``participants.tsv``."""
         project = self._project
         assert project is not None
         count = import_participants(project, path)
@@ -140,7 +140,14 @@ class ProjectStudies(QWidget):
 
             return export_dataset(project, folder, layout, progress, cancel)
 
-        self._run(run, lambda path: self.said.emit(f"Wrote the dataset {path}."))
+        self._run(run, self._exported)
+
+    def _exported(self, dataset: Path) -> None:
+        from napari_brainmvp.annotation.export import left_out
+
+        unread = left_out(dataset)
+        note = f" Scans that cannot be read: {', '.join(unread)}." if unread else ""
+        self.said.emit(f"Wrote the dataset {dataset}.{note}")
 
     def find_next(self) -> None:
         """Order what is not painted on."""

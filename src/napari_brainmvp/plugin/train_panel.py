@@ -114,7 +114,7 @@ class TrainPanel(QWidget):
             return
         frame = shared_frame(self._viewer.layers)
         self.view.templates.setEnabled(False)
-        self._work = Work(lambda progress, cancel: template_layers(*read_templates(folder), frame))
+        self._work = Work(lambda progress, cancel: template_layers(read_templates(folder), frame))
         self._work.done.connect(self._add_layers)
         self._work.failed.connect(self._refused)
         self._work.crashed.connect(self._crashed)

@@ -12,13 +12,15 @@ import torch
 from napari_brainmvp.errors import FileError
 from napari_brainmvp.io.atomic import atomic_path
 
-__all__ = ["last_checkpoint", "save_checkpoint"]
+__all__ = ["has_checkpoint", "last_checkpoint", "save_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
     """Write ``run/checkpoint-STEP.pt`` and remove all but the last two.
+
+    Those of later steps go too: the run went back behind them, because they were damaged.
 
     Raises
     ------
@@ -31,20 +33,51 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
             torch.save({**state, "step": step}, file)
     except RuntimeError as error:  # what torch makes of a full disk
         raise FileError(f"{path} cannot be written ({error}): free some space or choose another place.") from error
-    for old in _checkpoints(run)[:-2]:
-        old.unlink(missing_ok=True)
+    every = _checkpoints(run)
+    kept = [earlier for earlier in every if earlier <= path][-2:]
+    for other in set(every) - set(kept):
+        other.unlink(missing_ok=True)
     return path
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Tell whether a run has a checkpoint, be it damaged."""
+    return bool(_checkpoints(run))
+
+
 def last_checkpoint(run: Path, device: str = "cpu") -> dict[str, Any] | None:
-    """Read the newest checkpoint of a run that can be read, or None; a damaged one is passed over with a warning."""
-    for path in reversed(_checkpoints(run)):
+    """Read the newest checkpoint of a run that can be read, or None where there is none; damaged ones are passed over.
+
+    It is read into the processor's memory, so that a full GPU is not taken for a damaged file, and then moved.
+
+    Raises
+    ------
+    FileError
+        There are checkpoints, and none of them can be read.
+    """
+    paths, reason = _checkpoints(run), ""
+    for path in reversed(paths):
         try:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-            return state
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            logger.warning("%s is damaged (%s): going back to the one before.", path, error)
+            logger.warning("%s cannot be read (%s): going back to the one before.", path, error)
+            reason = str(error)
+        else:
+            return state if device == "cpu" else _moved(state, device)
+    if paths:
+        names = ", ".join(path.name for path in paths)
+        raise FileError(
+            f"No checkpoint in {run} can be read ({names}: {reason}): free some memory and try again, "
+            "put back a copy, or start a new run in another folder."
+        )
     return None
+
+
+def _moved(state: dict[str, Any], device: str) -> dict[str, Any]:
+    from lightning.fabric.utilities import move_data_to_device  # slow to import, and only training needs it
+
+    moved: dict[str, Any] = move_data_to_device(state, device)
+    return moved
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import logging
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,10 +17,11 @@ from pydantic import BaseModel
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from napari_brainmvp.errors import FileError
 from napari_brainmvp.io.atomic import write_text_atomic
 from napari_brainmvp.training.cache import Problem
 
-__all__ = ["describe_run", "drop_rows", "log_row", "schedule", "update_average"]
+__all__ = ["describe_run", "drop_rows", "log_row", "may_fail", "schedule", "update_average"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,29 +53,65 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
 
 
 def log_row(path: Path, step: int, row: dict[str, float], board: SummaryWriter | None = None) -> None:
-    """Append a row to a CSV file whose first column is the step, and to TensorBoard."""
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
+    """Append a row to a CSV file whose first column is the step, and to TensorBoard.
+
+    A full disk costs the row and not the run: it may be freed meanwhile.
+    """
+    with may_fail(f"{path}, step {step},"):
+        _append(path, step, row)
+    if board is None:
+        return
+    with may_fail("TensorBoard's log"):
+        try:
+            for key, value in row.items():
+                board.add_scalar(f"{path.stem}/{key}", value, step)
+        except OSError:
+            board.file_writer = board.all_writers = None  # its thread has ended; the next row gets another
+            raise
+
+
+def _append(path: Path, step: int, row: dict[str, float]) -> None:
+    """Write the whole row or none of it."""
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        content = io.StringIO(newline="")
+        writer = csv.writer(content)
+        if not end:
             writer.writerow(["step", *row])
         writer.writerow([step, *(f"{value:.6g}" for value in row.values())])
-    for key, value in row.items():
-        if board is not None:
-            board.add_scalar(f"{path.stem}/{key}", value, step)
+        try:
+            if file.write(encoded := content.getvalue().encode()) < len(encoded):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+@contextmanager
+def may_fail(what: str) -> Iterator[None]:
+    """Say that something could not be written, and go on."""
+    try:
+        yield
+    except FileError as error:  # says what
+        logger.error("%s Training goes on.", error)
+    except OSError as error:
+        logger.error("%s was not written (%s): free some space. Training goes on.", what, error.strerror or error)
 
 
 def drop_rows(path: Path, step: int) -> None:
-    """Forget what was logged after a checkpoint: it is about to happen again."""
-    if path.exists():
-        head, *rows = path.read_text(encoding="utf-8").splitlines()
-        kept = [row for row in rows if int(row.split(",")[0]) <= step]
-        write_text_atomic(path, "\n".join([head, *kept]) + "\n")
+    """Forget what was logged after a step, as it is about to happen again; and rows that are damaged."""
+    if not path.exists():
+        return
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")  # what no line break ends is half a row
+    head, *rows = [line.rstrip("\r") for line in lines] or [""]
+    whole = [row for row in rows if row.count(",") == head.count(",") and row.split(",")[0].isdecimal()]
+    kept = [row for row in whole if int(row.split(",")[0]) <= step]
+    write_text_atomic(path, "".join(f"{line}\n" for line in [head, *kept] if line))
 
 
 def describe_run(run: Path, spec: BaseModel, problems: Sequence[Problem]) -> None:
     """Write ``spec.json``, and ``problems.txt`` with the studies that were left out."""
     write_text_atomic(run / "spec.json", spec.model_dump_json(indent=2) + "\n")
-    write_text_atomic(run / "problems.txt", "".join(f"{p.name}: {p.reason}\n" for p in problems))
+    write_text_atomic(run / "problems.txt", "".join(f"{p.name}: {' '.join(p.reason.split())}\n" for p in problems))
     if problems:
         logger.warning("%d studies were left out: see %s.", len(problems), run / "problems.txt")

@@ -6,17 +6,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io import StudyFiles, find_studies, is_image_path, is_label_name, read_datalist
 
-__all__ = ["DataSource", "find_files"]
+__all__ = ["DataSource", "absolute_paths", "find_files"]
+
+Spec = TypeVar("Spec", bound=BaseModel)
 
 
 class DataSource(BaseModel):
-    """One dataset of a run.
+    """One dataset of a run; also made from text as ``--data`` takes it, ``"PATH"`` or ``"PATH@WEIGHT"``.
 
     Parameters
     ----------
@@ -35,6 +38,26 @@ class DataSource(BaseModel):
     weight: float = Field(1.0, gt=0)
     base: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        weighted = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)", value)
+        return {"path": weighted[1], "weight": weighted[2]} if weighted else {"path": value}
+
+    def absolute(self) -> DataSource:
+        """Return it with absolute paths, which mean the same from wherever they are read.
+
+        Raises
+        ------
+        FileError
+            There is no such file or folder.
+        """
+        if self.path.startswith("synthetic:"):
+            return self
+        return self.model_copy(update={"path": _absolute(self.path), "base": self.base and _absolute(self.base)})
+
     @property
     def seeds(self) -> range | None:
         """The seeds of made-up studies, or None for files.
@@ -52,6 +75,32 @@ class DataSource(BaseModel):
             raise StudyError(f"{self.path!r}: say how many synthetic studies, for example synthetic:50.")
         first, last = numbers.groups()
         return range(int(last)) if first is None else range(int(first), int(last) + 1)
+
+
+def absolute_paths(spec: Spec) -> Spec:
+    """Return a training run's specification with absolute paths: ``data``, ``init`` and ``participants``.
+
+    Names of models stay as they are.
+
+    Raises
+    ------
+    FileError
+        Data are not there; better missed now than in the background, or by a run that is resumed.
+    """
+    settings: Any = spec
+    changes: dict[str, Any] = {"data": tuple(source.absolute() for source in settings.data)}
+    for name in ("init", "participants"):
+        path = getattr(spec, name, "")
+        if path and Path(path).expanduser().exists():
+            changes[name] = _absolute(path)
+    return spec.model_copy(update=changes)
+
+
+def _absolute(path: str) -> str:
+    absolute = Path(path).expanduser().absolute()
+    if not absolute.exists():
+        raise FileError(f"{absolute} does not exist: check the path.")
+    return str(absolute)
 
 
 def find_files(source: DataSource) -> tuple[list[StudyFiles], list[tuple[str, str]]]:

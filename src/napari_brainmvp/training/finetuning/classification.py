@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.inference.device import choose_precision
 from napari_brainmvp.models import LoadedModel, Metric, ModelCard, NetworkSpec, save_model
+from napari_brainmvp.models.sharing import plain_name
 from napari_brainmvp.models.weights import build_network
 from napari_brainmvp.networks import ClassificationNetwork
 from napari_brainmvp.preparation import PreparationSpec
@@ -285,11 +286,11 @@ class _Classification:
             last.bias.div_(temperature)
         facts = {
             "cases": {name: self.labels.count(name) for name in self.classes},
-            "init": self.spec.init,
+            "init": plain_name(self.spec.init),
             "method": "linear probe on frozen features" if self.probe else "fine-tuning",
             "step": step,
             "temperature": round(temperature, 4),
             "95 % intervals": intervals,
-            "recipe": self.spec.model_dump(mode="json", exclude={"labels"}),
+            "recipe": self.spec.recipe(),
         }
         return save_model(self.run / "model", self._card(metrics, facts), network.cpu(), self.templates)

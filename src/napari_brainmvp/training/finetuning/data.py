@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ Batch = dict[str, Tensor]
 :meth:`LabelDescription.rows`; ``shown`` (B, V, C) bool, which channels each of V views leaves as they are;
 ``start``, ``stop`` (B, 3) float32, where the crop lies in the templates' frame."""
 
+logger = logging.getLogger(__name__)
 _CANDIDATES = 2000
 """Voxels of each label that crops are placed around."""
 
@@ -125,12 +127,20 @@ def split(
     """Part cases to train on from those held out; with few studies, slices of each are held out instead.
 
     With ``spec.held_out`` None, a fifth of four or more studies is held out, spread evenly; of fewer, every study
-    keeps back a block of a fifth of its labelled slices, where it has at least five.
+    keeps back a block of a fifth of its labelled axial slices, one of three or four. The block is the one nearest to
+    the middle that shows something and leaves some of every class to train on; where there is none, or fewer than
+    three slices are labelled, the study keeps back nothing.
     """
     count = len(studies) // 5 or 1 if spec.held_out is None else min(spec.held_out, len(studies) - 1)
     if spec.held_out is None and len(studies) < 4:
         cases = [Case(study, _slices(study, labels)) for study in studies]
-        return cases, [case for case in cases if case.slices]
+        kept = [case for case in cases if case.slices]
+        if not kept:
+            logger.warning(
+                "Nothing is held out: training does not stop early, nothing is measured, and probabilities are not "
+                "calibrated. Label every class on three slices or more, or give four studies."
+            )
+        return cases, kept
     held = {round((k + 0.5) * len(studies) / count - 0.5) for k in range(count)} if count else set()
     train = [Case(study) for k, study in enumerate(studies) if k not in held]
     return train, [Case(study) for k, study in enumerate(studies) if k in held]
@@ -138,12 +148,21 @@ def split(
 
 def _slices(study: CachedStudy, labels: LabelDescription) -> tuple[int, int] | None:
     rows = labels.rows(np.asarray(study.labels))
-    wanted = (rows > 0) if labels.unlabelled is None else (rows != IGNORED)
-    z = np.flatnonzero(wanted.any((0, 1)))
-    if len(z) < 5:
+    known = [row for row in np.unique(rows) if row != IGNORED]
+    occurs = np.stack([(rows == row).any((0, 1)) for row in known])  # (classes, slices)
+    something: NDArray[np.bool_] = np.any(occurs[[row > 0 for row in known]], axis=0)
+    z = np.flatnonzero(something if labels.unlabelled is None else occurs.any(0))
+    if len(z) < 3:
         return None
-    first = round(0.4 * len(z))
-    return int(z[first]), int(z[first + len(z) // 5 - 1]) + 1
+    count = len(z) // 5 or 1
+    middle = round(0.4 * len(z))
+    for first in sorted(range(len(z) - count + 1), key=lambda k: abs(k - middle)):
+        block = slice(int(z[first]), int(z[first + count - 1]) + 1)
+        rest = occurs.copy()
+        rest[:, block] = False
+        if something[block].any() and rest.any(1).all():
+            return block.start, block.stop
+    return None
 
 
 class LabelledCrops(IterableDataset[Batch]):

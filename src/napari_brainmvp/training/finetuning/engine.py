@@ -16,15 +16,8 @@ from torch.utils.data import DataLoader
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.inference.device import choose_precision
 from napari_brainmvp.io.atomic import write_text_atomic
-from napari_brainmvp.models import (
-    LoadedModel,
-    ModelCard,
-    NetworkSpec,
-    find_model,
-    load_model,
-    name_digest,
-    save_model,
-)
+from napari_brainmvp.models import LoadedModel, ModelCard, NetworkSpec, find_model, load_model, name_digest, save_model
+from napari_brainmvp.models.sharing import plain_name
 from napari_brainmvp.models.weights import build_network
 from napari_brainmvp.networks import SegmentationNetwork
 from napari_brainmvp.preparation import PreparationSpec
@@ -255,7 +248,10 @@ class _Segmentation:
         card = self._card((), {}, 1)
         network = build_network(card)
         assert isinstance(network, SegmentationNetwork)
-        facts: dict[str, Any] = {"init": self.spec.init, "study digests": [name_digest(s.name) for s in studies]}
+        facts: dict[str, Any] = {
+            "init": plain_name(self.spec.init),
+            "study digests": [name_digest(s.name) for s in studies],
+        }
         done = None
         if self.source is not None:
             done = transfer(network, self.source, self.modalities, self.labels.channels)
@@ -297,7 +293,7 @@ class _Segmentation:
             "cases": cases,
             **facts,
             "labels": self.labels.model_dump(mode="json"),
-            "recipe": self.spec.model_dump(mode="json", exclude={"labels"}),
+            "recipe": self.spec.recipe(),
         }
         card = self._card(card_metrics(scores, data), training, cases)
         plain = build_network(card)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from napari_brainmvp.errors import Cancelled, FileError
+from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError
 from napari_brainmvp.io.atomic import atomic_path
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.checkpoints import last_checkpoint, save_checkpoint
@@ -25,6 +26,8 @@ from napari_brainmvp.training.loop import drop_rows, log_row, schedule, update_a
 __all__ = ["Run", "Trainable", "Validate"]
 
 _BEST = "best.pt"
+_PATIENCE = 10
+"""Updates in a row that may come to nothing before the run is given up."""
 logger = logging.getLogger(__name__)
 
 
@@ -73,7 +76,7 @@ class Run:
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.wrapped, self.optimiser = fabric.setup(model, optimiser)
         self.best: float | None = None
-        self.stale = 0
+        self.stale = self.failed = 0
 
     @property
     def finished(self) -> bool:
@@ -112,7 +115,16 @@ class Run:
         progress: ProgressCallback,
         cancel: CancelToken | None,
     ) -> None:
-        """Go on to the last step, or to where it no longer gets better; a cancelled run writes a checkpoint first."""
+        """Go on to the last step, or to where it no longer gets better; a cancelled run writes a checkpoint first.
+
+        An update from a loss or gradient that is not finite is left out: it would ruin weights and checkpoints.
+
+        Raises
+        ------
+        BrainMVPError
+            Ten of them come in a row; nothing is written.
+        Cancelled
+        """
         spec, saved = self.spec, time.monotonic()
         board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
         while step < self.steps and not self.finished:
@@ -138,13 +150,35 @@ class Run:
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.model.set_mode(step / self.steps)
+        kept = [buffer.clone() for buffer in self.model.buffers()]  # batch normalisation sees what is not finite, too
         losses = self.wrapped({key: value.to(self.fabric.device, non_blocking=True) for key, value in batch.items()})
         self.fabric.backward(losses["loss"])
-        self.fabric.clip_gradients(self.wrapped, self.optimiser, max_norm=self.spec.clip, error_if_nonfinite=False)
-        self.optimiser.step()
+        norm = self.fabric.clip_gradients(
+            self.wrapped, self.optimiser, max_norm=self.spec.clip, error_if_nonfinite=False
+        )
+        finite = bool(torch.isfinite(losses["loss"])) and (norm is None or bool(torch.isfinite(norm)))
+        if finite or self.spec.precision == "16-mixed":  # its scaler leaves out such an update itself, and learns by it
+            self.optimiser.step()
         self.optimiser.zero_grad()
-        update_average(self.average, self.model, step, self.spec.average)
+        self._judge(finite, step, kept)
         return {name: float(value.detach()) for name, value in losses.items()}
+
+    def _judge(self, finite: bool, step: int, kept: list[Tensor]) -> None:
+        """Move the average by a good update; after one that was left out, take the statistics back, too."""
+        if finite:
+            self.failed = 0
+            update_average(self.average, self.model, step, self.spec.average)
+            return
+        for buffer, before in zip(self.model.buffers(), kept, strict=True):
+            buffer.copy_(before)
+        self.failed += 1
+        logger.warning("The loss of step %d or its gradient is not finite: the update is left out.", step + 1)
+        if self.failed == _PATIENCE:
+            raise BrainMVPError(
+                f"The loss or its gradient was not finite {_PATIENCE} times in a row, up to step {step + 1}: lower "
+                f"learning_rate, which is {max(self.rates):g}, or look for strange values in the scans. What is "
+                "saved is from before."
+            )
 
     def _measure(self, step: int, board: SummaryWriter) -> None:
         """Validate the moving average, and keep it where it is the best so far."""
@@ -152,7 +186,7 @@ class Run:
         if not found:
             return
         log_row(self.folder / "validation.csv", step, found, board)
-        if self.best is not None and found["score"] <= self.best:
+        if not found["score"] > (-math.inf if self.best is None else self.best):  # also where it is not a number
             self.stale += 1
             return
         self.best, self.stale = found["score"], 0

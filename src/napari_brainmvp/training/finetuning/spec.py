@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.models import DEFAULT_MODEL
+from napari_brainmvp.models.sharing import without_paths
 from napari_brainmvp.training.labels import LabelDescription
 from napari_brainmvp.training.sources import DataSource
 
@@ -152,6 +153,10 @@ class FinetuneSpec(BaseModel):
     def steps(self, studies: int) -> int:
         """Optimiser steps with so many studies to train on."""
         return self.max_steps or self.epochs * -(-studies // self.batch)
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what a model's card says of the run: all but the labels, with digests in the place of paths."""
+        return without_paths(self.model_dump(mode="json", exclude={"labels"}))
 
 
 PRESETS: dict[str, dict[str, Any]] = {

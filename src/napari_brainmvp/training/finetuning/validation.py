@@ -291,9 +291,11 @@ def write_scores(path: Path, found: Sequence[CaseScores]) -> None:
 
 
 def card_metrics(found: Sequence[CaseScores], data: str) -> tuple[Metric, ...]:
-    """Average the scores over cases for a model's card."""
+    """Average the scores over cases for a model's card, of what at least one of them shows."""
     metrics = []
     for name in found[0].scores if found else ():
+        if not any(case.scores[name].truth_ml for case in found):
+            continue  # a Dice of 1 for finding nothing would say that it is found
         for what, values in (
             ("Dice", [case.scores[name].dice for case in found]),
             ("HD95 in mm", [case.scores[name].hd95 for case in found]),

@@ -14,7 +14,7 @@ from napari_brainmvp.preparation.spec import PreparationSpec
 from napari_brainmvp.study import MODALITIES
 from napari_brainmvp.training.sources import DataSource
 
-__all__ = ["RECIPES", "DataSource", "PretrainingSpec", "fits", "read_spec"]
+__all__ = ["RECIPES", "DataSource", "PretrainingSpec", "fits", "read_settings", "read_spec"]
 
 
 class PretrainingSpec(BaseModel):
@@ -200,13 +200,15 @@ def fits(card: ModelCard, spec: PretrainingSpec) -> bool:
     return card.modalities == spec.modalities and all(before.get(key) == now[key] for key in same)
 
 
-def read_spec(path: Path | None, recipe: str | None, changes: dict[str, Any]) -> PretrainingSpec:
-    """Put a specification together: a recipe, then a YAML file's fields, then ``changes``.
+def read_settings(path: Path | None, recipe: str | None) -> dict[str, Any]:
+    """Read what a recipe and a YAML file say, the file before the recipe: fields of :class:`PretrainingSpec`, by name.
+
+    A recipe that is named, be it in the file, says everything in which recipes differ; without one, nothing is said.
 
     Raises
     ------
     BrainMVPError
-        An unknown recipe, a file that is no YAML mapping, a field or value that makes no sense.
+        An unknown recipe, or a file that is no YAML mapping.
     """
     content: Any = {}
     if path is not None:
@@ -216,12 +218,25 @@ def read_spec(path: Path | None, recipe: str | None, changes: dict[str, Any]) ->
             raise BrainMVPError(f"{path} is not a readable YAML file ({error}): correct it.") from error
         if not isinstance(content, dict):
             raise BrainMVPError(f"{path} must hold 'name: value' lines, not a {type(content).__name__}.")
-    chosen = recipe or content.pop("recipe", "compact")
-    content.pop("recipe", None)
+    named = content.pop("recipe", None)
+    if (chosen := recipe or named) is None:
+        return dict(content)
     if chosen not in RECIPES:
         raise BrainMVPError(f"There is no recipe {chosen!r}: choose one of {', '.join(RECIPES)}.")
+    usual = {name: PretrainingSpec.model_fields[name].default for changes in RECIPES.values() for name in changes}
+    return {**usual, **RECIPES[chosen], **content}
+
+
+def read_spec(path: Path | None, recipe: str | None, changes: dict[str, Any]) -> PretrainingSpec:
+    """Put a specification together: a recipe, then a YAML file's fields, then ``changes``.
+
+    Raises
+    ------
+    BrainMVPError
+        An unknown recipe, a file that is no YAML mapping, a field or value that makes no sense.
+    """
     try:
-        return PretrainingSpec(**{**RECIPES[chosen], **content, **changes})
+        return PretrainingSpec(**{**read_settings(path, recipe), **changes})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

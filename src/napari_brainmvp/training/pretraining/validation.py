@@ -16,6 +16,7 @@ from torch import Tensor
 
 from napari_brainmvp.io.atomic import atomic_path
 from napari_brainmvp.training.cache import CachedStudy
+from napari_brainmvp.training.loop import may_fail
 from napari_brainmvp.training.pretraining.data import Batch, read_sample
 from napari_brainmvp.training.pretraining.model import PretrainingModel
 from napari_brainmvp.training.pretraining.tasks import psnr
@@ -77,7 +78,7 @@ def validate(
             rows.setdefault(key, _row(image, views.shown[:1], mean[:1], views.template, mean[:1] - image))
     if picture is not None and rows:
         grey = np.concatenate([rows[key] for key in model.spec.modalities if key in rows])
-        with atomic_path(picture) as temporary:
+        with may_fail(str(picture)), atomic_path(picture) as temporary:
             Image.fromarray((255 * grey.clip(0, 1)).astype(np.uint8)).save(temporary)
     return {name: float(np.nanmean(values)) for name, values in found.items() if not np.isnan(values).all()}
 
