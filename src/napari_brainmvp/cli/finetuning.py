@@ -52,9 +52,11 @@ def finetune(
 ) -> None:
     """Fine-tune a model on a few annotated studies, or on studies with a class each."""
     from napari_brainmvp.cli.pretraining import FREE, progress_lines, resumed, settings, sources, stop_on_signals
+    from napari_brainmvp.jobs import left_out
     from napari_brainmvp.models import find_model, list_models, models_folder
     from napari_brainmvp.training.finetuning.spec import read_spec
     from napari_brainmvp.training.labels import read_labels
+    from napari_brainmvp.training.sources import absolute_paths
 
     folder = run or models_folder().parent / "runs" / out
     spec: FinetuneSpec
@@ -70,7 +72,7 @@ def finetune(
         changes |= {key: value for key, value in options.items() if value}
         if labels:
             changes["labels"] = read_labels(labels)
-        spec = read_spec(preset, changes)
+        spec = absolute_paths(read_spec(preset, changes))
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", out):
         raise BrainMVPError(f"{out!r} is not a model name: use up to 64 of a-z, 0-9, '.', '_' and '-'.")
     if out in {entry.card.name for entry in list_models()}:
@@ -90,9 +92,8 @@ def finetune(
     entry = find_model(out)
     for metric in entry.card.metrics:
         say(f"{metric.name}: {metric.value:.3f} ({metric.data}, n = {metric.n})")
-    left_out = (folder / "problems.txt").read_text(encoding="utf-8").splitlines()
-    if left_out:
-        say(f"Note: {len(left_out)} studies were left out; {folder / 'problems.txt'} says why.")
+    if note := left_out(folder):
+        say(f"Note: {note}")
     say(f"Wrote model {out} ({entry.folder}).")
 
 

@@ -12,7 +12,7 @@ import torch
 from napari_brainmvp.errors import FileError
 from napari_brainmvp.io.atomic import atomic_path
 
-__all__ = ["has_checkpoint", "last_checkpoint", "save_checkpoint"]
+__all__ = ["has_checkpoint", "last_checkpoint", "save_checkpoint", "write_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +28,7 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
         It cannot be written; the earlier ones are untouched.
     """
     path = run / f"checkpoint-{step:08d}.pt"
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            torch.save({**state, "step": step}, file)
-    except RuntimeError as error:  # what torch makes of a full disk
-        raise FileError(f"{path} cannot be written ({error}): free some space or choose another place.") from error
+    write_state(path, {**state, "step": step})
     every = _checkpoints(run)
     kept = [earlier for earlier in every if earlier <= path][-2:]
     for other in set(every) - set(kept):
@@ -40,15 +36,30 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
     return path
 
 
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and numbers, completely or not at all.
+
+    Raises
+    ------
+    FileError
+        The disk is full or the folder cannot be written; what was there before stays.
+    """
+    try:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise FileError(f"{path} cannot be written ({error}): free some space or choose another place.") from error
+
+
 def has_checkpoint(run: Path) -> bool:
     """Tell whether a run has a checkpoint, be it damaged."""
     return bool(_checkpoints(run))
 
 
-def last_checkpoint(run: Path, device: str = "cpu") -> dict[str, Any] | None:
+def last_checkpoint(run: Path) -> dict[str, Any] | None:
     """Read the newest checkpoint of a run that can be read, or None where there is none; damaged ones are passed over.
 
-    It is read into the processor's memory, so that a full GPU is not taken for a damaged file, and then moved.
+    It is read into the processor's memory, so that a full GPU is not taken for a damaged file.
 
     Raises
     ------
@@ -63,7 +74,7 @@ def last_checkpoint(run: Path, device: str = "cpu") -> dict[str, Any] | None:
             logger.warning("%s cannot be read (%s): going back to the one before.", path, error)
             reason = str(error)
         else:
-            return state if device == "cpu" else _moved(state, device)
+            return state
     if paths:
         names = ", ".join(path.name for path in paths)
         raise FileError(
@@ -71,13 +82,6 @@ def last_checkpoint(run: Path, device: str = "cpu") -> dict[str, Any] | None:
             "put back a copy, or start a new run in another folder."
         )
     return None
-
-
-def _moved(state: dict[str, Any], device: str) -> dict[str, Any]:
-    from lightning.fabric.utilities import move_data_to_device  # slow to import, and only training needs it
-
-    moved: dict[str, Any] = move_data_to_device(state, device)
-    return moved
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from napari_brainmvp.networks import SegmentationNetwork
 from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.training.cache import CachedStudy, cache_folder
-from napari_brainmvp.training.checkpoints import last_checkpoint
+from napari_brainmvp.training.checkpoints import has_checkpoint
 from napari_brainmvp.training.finetuning.data import Case, LabelledCrops, choose_modalities, collect, split
 from napari_brainmvp.training.finetuning.head import Parts, fit_head, match_classes
 from napari_brainmvp.training.finetuning.model import SegmentationModel, make_templates, parameter_groups
@@ -91,7 +91,7 @@ def finetune(
     Cancelled
         After the checkpoint is written.
     """
-    if not resume and (last_checkpoint(run) is not None or (run / "model").exists()):
+    if not resume and (has_checkpoint(run) or (run / "model").exists()):
         raise BrainMVPError(f"{run} already holds a run: resume it, or choose another folder.")
     keep_freed_memory()
     torch.set_flush_denormal(True)
@@ -146,7 +146,7 @@ class _Segmentation:
 
     def _kept_parts(self, folder: Path, train: Sequence[Case]) -> Parts:
         """Return what was found when training began, or find it: a resumed run must mean the same by its weights."""
-        path, begun = folder / "parts.json", last_checkpoint(folder) is not None
+        path, begun = folder / "parts.json", has_checkpoint(folder)
         earlier = self.run / "parts.json"  # once, the folds of a run shared it
         for known in (path, earlier) if begun else (path,):
             if known.is_file():
@@ -221,7 +221,7 @@ class _Segmentation:
         self.network = self.network.model_copy(update={"parts": self._kept_parts(folder, train)})
         torch.manual_seed(spec.seed)
         model, facts, done = self._model([case.study for case in train])
-        if (done is None or not done.has_head) and last_checkpoint(folder) is None:
+        if (done is None or not done.has_head) and not has_checkpoint(folder):
             fit_head(model, LabelledCrops(train, self.modalities, self.labels, spec), self.fabric)
         crops = LabelledCrops(held, self.modalities, self.labels, spec)
         validation = CropValidation(crops, self.labels, self.fabric)

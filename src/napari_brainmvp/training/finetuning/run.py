@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError
-from napari_brainmvp.io.atomic import atomic_path
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
-from napari_brainmvp.training.checkpoints import last_checkpoint, save_checkpoint
+from napari_brainmvp.training.checkpoints import last_checkpoint, save_checkpoint, write_state
 from napari_brainmvp.training.finetuning.spec import FinetuneSpec
 from napari_brainmvp.training.loop import drop_rows, log_row, schedule, update_average
 
@@ -85,7 +84,7 @@ class Run:
 
     def restore(self) -> int:
         """Load the last checkpoint and return the step it was written after; 0 where there is none."""
-        state = last_checkpoint(self.folder, str(self.fabric.device))
+        state = last_checkpoint(self.folder)
         step = 0 if state is None else int(state["step"])
         for name in ("metrics.csv", "validation.csv"):
             drop_rows(self.folder / name, step)
@@ -189,9 +188,12 @@ class Run:
         if not found["score"] > (-math.inf if self.best is None else self.best):  # also where it is not a number
             self.stale += 1
             return
+        try:
+            write_state(self.folder / _BEST, {"step": step, "average": self.average.state_dict()})
+        except FileError as error:
+            logger.error("%s Training goes on; the best weights are older.", error)
+            return
         self.best, self.stale = found["score"], 0
-        with atomic_path(self.folder / _BEST) as temporary:
-            torch.save({"step": step, "average": self.average.state_dict()}, temporary)
 
     def _try_to_save(self, step: int) -> None:
         """Write a checkpoint; a full disk stops the run only at its end, as it may be freed meanwhile."""
@@ -206,7 +208,7 @@ class Run:
         """Return the model with the best weights, in eval mode, and the step they are from."""
         step = self.steps
         if self.best is not None:
-            state = torch.load(self.folder / _BEST, map_location=self.fabric.device, weights_only=True)
+            state = torch.load(self.folder / _BEST, map_location="cpu", weights_only=True)
             self.average.load_state_dict(state["average"])
             step = int(state["step"])
         return self.average.eval(), step

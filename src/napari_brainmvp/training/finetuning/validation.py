@@ -25,6 +25,7 @@ from napari_brainmvp.training.finetuning.data import Batch, Case, LabelledCrops
 from napari_brainmvp.training.finetuning.model import SegmentationModel
 from napari_brainmvp.training.finetuning.objective import Activation, segmentation_loss, truth
 from napari_brainmvp.training.labels import LabelDescription
+from napari_brainmvp.training.loop import may_fail
 from napari_brainmvp.training.metrics import CaseScores, region_scores
 
 __all__ = ["CropValidation", "card_metrics", "measure", "mix_in", "write_scores"]
@@ -88,7 +89,7 @@ class CropValidation:
         }
         if picture is not None:
             grey = np.concatenate(rows[:8])
-            with atomic_path(picture) as temporary:
+            with may_fail(str(picture)), atomic_path(picture) as temporary:
                 Image.fromarray((255 * grey.clip(0, 1)).astype(np.uint8)).save(temporary)
         mean = float(np.mean(list(scores.values()))) if scores else 0.0
         every = {f"dice_{name}": scores.get(f"dice_{name}", float("nan")) for name in names}

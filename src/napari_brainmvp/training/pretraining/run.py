@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, ModelError
 from napari_brainmvp.models import ModelCard, NetworkSpec, find_model, load_model, save_model
+from napari_brainmvp.models.sharing import without_paths
 from napari_brainmvp.networks import PretrainingNetwork
 from napari_brainmvp.networks.layers import share_batch_norm
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
@@ -289,7 +290,11 @@ class Run:
             fill_missing="template",
             template_frame=spec.template_frame,
             template_minmax=spec.template_minmax,
-            training={"studies": studies, "recipe": spec.model_dump(mode="json"), "validation": self.best},
+            training={
+                "studies": studies,
+                "recipe": without_paths(spec.model_dump(mode="json")),
+                "validation": self.best,
+            },
         )
         if folder.exists():
             return folder

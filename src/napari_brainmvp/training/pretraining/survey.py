@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,9 +114,20 @@ _PREPARING = 5.0
 def measure_pace() -> float:
     """Time updates of the ``compact`` recipe on this machine's processor: seconds a voxel, the better of two.
 
-    Processors differ tenfold, with the instructions they have; so nothing but a measurement tells. It takes a second
-    or two. What counts is the processor time of one thread, so that it does not matter what else runs; the cores are
-    taken to share the work.
+    Processors differ tenfold, with the instructions they have; so nothing but a measurement tells. It takes some
+    seconds, in a process of its own: torch counts its threads for a whole process, and others may be computing in this
+    one.
+    """
+    code = f"from {__name__} import time_update; print(time_update())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def time_update() -> float:
+    """Do what :func:`measure_pace` measures, in this process and on one thread.
+
+    What counts is the processor time of that thread, so that it does not matter what else runs; the cores are taken to
+    share the work.
     """
     import torch
 
@@ -135,15 +148,12 @@ def measure_pace() -> float:
     }
     seconds, threads = [], torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        for _ in range(2):
-            began = time.thread_time()
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                loss = model(batch, 1.0)["loss"]
-            loss.backward()
-            seconds.append(time.thread_time() - began)
-    finally:
-        torch.set_num_threads(threads)
+    for _ in range(2):
+        began = time.thread_time()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = model(batch, 1.0)["loss"]
+        loss.backward()
+        seconds.append(time.thread_time() - began)
     return min(seconds) / edge**3 / threads
 
 
