@@ -15,7 +15,12 @@ from napari_brainmvp.errors import BrainMVPError, Cancelled, StudyError
 from napari_brainmvp.inference import SegmentOptions, choose_device, segment
 from napari_brainmvp.inference.device import choose_precision
 from napari_brainmvp.inference.result import measure, volumes_csv
-from napari_brainmvp.inference.windows import SlidingWindow, gaussian_importance, report_layers, window_starts
+from napari_brainmvp.inference.windows import (
+    SlidingWindow,
+    gaussian_importance,
+    report_layers,
+    window_starts,
+)
 from napari_brainmvp.models import Label, find_model, load_model
 from napari_brainmvp.models.weights import LoadedModel
 from napari_brainmvp.progress import CancelToken

@@ -30,8 +30,6 @@ TEMPLATE_SHAPE = (36, 44, 38)
 """Template voxels over the foreground box: about 4 mm each."""
 FULL_RESOLUTION_CHANNELS = 16
 HELD_OUT = 9_000_000
-WHOLE_BRAIN = (160, 192, 160)
-"""Window at inference: a brain at 1 mm in one pass, which takes half as long as overlapping windows of 96^3."""
 
 LABELS = (
     Label(value=1, name="CSF", color="#4a90d9", meaning="cerebrospinal fluid: ventricles and around the brain"),
@@ -85,7 +83,6 @@ def make_card(training: dict[str, Any]) -> ModelCard:
         labels=LABELS,
         channels=(0, *(label.value for label in LABELS)),
         preparation=PreparationSpec(),
-        patch_size=WHOLE_BRAIN,
         fill_missing="template",
         training=training,
         licence="BSD-3-Clause",

@@ -51,7 +51,6 @@ from napari_brainmvp.training.metrics import CaseScores
 
 __all__ = ["finetune"]
 
-_LARGEST_WINDOW = 96
 logger = logging.getLogger(__name__)
 
 
@@ -173,14 +172,9 @@ class _Segmentation:
 
     @property
     def patch(self) -> tuple[int, int, int]:
-        """The window in which the model will be used.
-
-        That of the model it starts from, but no whole brain: instance normalisation then sees other statistics than in
-        the crops of a short training, which cost 0.04 of Dice in `benchmarks/finetuning.py`.
-        """
+        """The window in which the model will be used."""
         if self.source is not None and self.source.card.task == "segmentation":
-            i, j, k = (min(n, _LARGEST_WINDOW) for n in self.source.card.patch_size)
-            return i, j, k
+            return self.source.card.patch_size
         return (self.spec.crop, self.spec.crop, self.spec.crop)
 
     def train_once(self) -> Path:
