@@ -3,8 +3,6 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# Processes that run tests, one thread and about 3 GB each; all windows are in one of them.
-WORKERS ?= 2
 XVFB := xvfb-run -a -s "-screen 0 1400x900x24"
 
 .PHONY: demo test check setup system screenshots clean
@@ -13,7 +11,7 @@ demo: setup
 	$(BIN)/brainmvp demo --out demo
 
 test: setup check
-	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=xcb $(XVFB) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=xcb $(XVFB) .ci/run-tests $(BIN)
 
 check: setup
 	$(BIN)/ruff check .

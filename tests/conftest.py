@@ -16,7 +16,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep all tests with a window in one process: only one window has the keyboard."""
     for item in items:
         if "qtbot" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("windows"))
+            item.add_marker(pytest.mark.windows)
 
 
 @pytest.fixture

@@ -145,6 +145,7 @@ def test_keys_are_heard_in_the_window(panel, view, viewer, qtbot):
     qtbot.waitUntil(lambda: (native(view.layer)[..., MIDDLE] != 0).all(), timeout=5_000)
     qtbot.keyClick(window, Qt.Key.Key_Z, Qt.KeyboardModifier.AltModifier)
     qtbot.waitUntil(lambda: np.array_equal(native(view.layer), both_painted), timeout=5_000)
+    panel.finetune.button.clicked.disconnect()  # a training of minutes would outlive the test
     with qtbot.waitSignal(panel.finetune.button.clicked, timeout=5_000):
         qtbot.keyClick(window, Qt.Key.Key_M, Qt.KeyboardModifier.AltModifier)
 
