@@ -854,3 +854,8 @@ def test_an_estimate_counts_what_is_trained_and_prepared():
     assert small.seconds > 3 * once.seconds
     assert small.gigabytes > once.gigabytes
     assert 1e-8 < measure_pace() < 1e-3  # seconds a voxel
+    token, began = CancelToken(), time.monotonic()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        measure_pace(token)
+    assert time.monotonic() - began < 2

@@ -187,8 +187,8 @@ class AnnotatePanel(QWidget):
     def _show(self, reference: StudyReference, study: Study, frame: Frame) -> None:
         """Show a study's labels and paint on them, in place of those that were shown before."""
         assert self.project is not None
-        if self.view is not None:
-            view, self.view = self.view, None
+        view, self.view = self.view, None
+        if view is not None:
             view.remove()
         self.view = view = AnnotationView(self._viewer, self.project, reference, study, frame)
         self.begin.leave_out(view.layers)
@@ -209,16 +209,20 @@ class AnnotatePanel(QWidget):
         """Open a study of the project in the viewer and annotate it; of the last one all but scans is kept, hidden."""
         assert self.project is not None
         study = self.project.read(name)
-        if self.view is not None:
-            view, self.view = self.view, None
-            view.remove()
-            for layer in self._study.assigned_with_others().values():
-                self._viewer.layers.remove(layer)
+        leaving: list[Any] = []
+        view, self.view = self.view, None
+        if view is not None:
+            view.close(keep=False)
+            leaving = [*view.layers, *self._study.assigned_with_others().values()]
         for layer in self._viewer.layers:
             layer.visible = False
         frame = upright_frame(study.grid)
-        for data, options, kind in study_layers(study, frame):
-            getattr(self._viewer, f"add_{kind}")(data, **options)
+        layers = study_layers(study, frame)
+        added = [getattr(self._viewer, f"add_{kind}")(data, **options) for data, options, kind in layers]
+        for layer in leaving:  # last, so that the viewer is never empty in between
+            self._viewer.layers.remove(layer)
+        for layer, (_, options, _) in zip(added, layers, strict=True):
+            layer.name = options["name"]  # which the last study's scan may have had
         self._show(self.project.study(name), study, frame)
 
     def _know(self, value: int) -> None:

@@ -258,21 +258,22 @@ class AnnotationView(QObject):
 
     def remove(self) -> None:
         """Close, and take the layers out of the viewer: another study, or the same one anew, takes their place."""
-        self.close()
+        self.close(keep=False)
         for layer in self.layers:
             self._viewer.layers.remove(layer)
 
-    def close(self) -> None:
-        """Save and let go of the layers; what stays of them can be looked at, not painted on."""
+    def close(self, keep: bool = True) -> None:
+        """Save and let go of the layers; those that are kept can be looked at, not painted on."""
         self._viewer.layers.events.removed.disconnect(self._removed)
         self.probe.abandon()
         if self._painted is not None:
             self._painted.close()
-        self.layer.editable = False
+        if keep:
+            self.layer.editable = False
 
     def _removed(self, event: Any) -> None:
         if event.value is self.layer:
-            self.close()
+            self.close(keep=False)
             self.closed.emit()
 
     def _wrote(self, count: int) -> None:

@@ -259,7 +259,7 @@ class PretrainForm(QWidget):
 
     def _time_machine(self) -> None:
         if self._timing is None:
-            self._timing = Work(lambda progress, cancel: measure_pace())
+            self._timing = Work(lambda progress, cancel: measure_pace(cancel))
             self._timing.done.connect(self._timed)
             self._timing.failed.connect(self._untimed)
             self._timing.crashed.connect(self._untimed)

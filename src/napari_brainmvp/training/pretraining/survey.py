@@ -111,16 +111,29 @@ _PREPARING = 5.0
 """Seconds to read or make, and to prepare a study."""
 
 
-def measure_pace() -> float:
+def measure_pace(cancel: CancelToken | None = None) -> float:
     """Time updates of the ``compact`` recipe on this machine's processor: seconds a voxel, the better of two.
 
     Processors differ tenfold, with the instructions they have; so nothing but a measurement tells. It takes some
     seconds, in a process of its own: torch counts its threads for a whole process, and others may be computing in this
-    one.
+    one. It lets everything else go first. A cancelled measurement ends that process.
+
+    Raises
+    ------
+    Cancelled
+        When asked to.
     """
-    code = f"from {__name__} import time_update; print(time_update())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    code = f"import os; hasattr(os, 'nice') and os.nice(19); from {__name__} import time_update; print(time_update())"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            while process.poll() is None:
+                if cancel is not None:
+                    cancel.raise_if_cancelled()
+                time.sleep(0.1)
+        finally:
+            process.kill()
+        said = process.communicate()[0]
+    return float(said)
 
 
 def time_update() -> float:
