@@ -17,8 +17,7 @@ from napari_brainmvp.annotation.content import StudyReference
 from napari_brainmvp.annotation.participants import subject_labels, write_participants
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
-from napari_brainmvp.io import write_label_map, write_text_atomic
-from napari_brainmvp.models.sharing import make_folder
+from napari_brainmvp.io import make_folder, write_label_map, write_text_atomic
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.study import Study
 

@@ -1,6 +1,6 @@
 """Files to studies and back. No torch here."""
 
-from napari_brainmvp.io.atomic import atomic_path, write_text_atomic
+from napari_brainmvp.io.atomic import atomic_path, make_folder, write_text_atomic
 from napari_brainmvp.io.images import IMAGE_SUFFIXES, is_image_path, read_image, read_label_map, read_scan
 from napari_brainmvp.io.names import guess_modality, is_label_name, stem
 from napari_brainmvp.io.participants import class_of, read_participants
@@ -16,6 +16,7 @@ __all__ = [
     "guess_modality",
     "is_image_path",
     "is_label_name",
+    "make_folder",
     "read_datalist",
     "read_image",
     "read_label_map",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from napari_brainmvp.errors import FileError
 
-__all__ = ["atomic_path", "write_text_atomic"]
+__all__ = ["atomic_path", "make_folder", "write_text_atomic"]
 
 
 @contextmanager
@@ -52,3 +53,37 @@ def write_text_atomic(path: Path, text: str) -> None:
     """Write a UTF-8 text file, complete or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def make_folder(out: Path, fill: Callable[[Path], None], *, may_be_empty: bool = False) -> Path:
+    """Fill a folder beside ``out`` and rename it, so that it appears complete or not at all.
+
+    Parameters
+    ----------
+    out : Path
+    fill : callable
+        Writes into the folder it is given.
+    may_be_empty : bool
+        Whether ``out`` may be an empty folder already, as a dialog makes it.
+
+    Raises
+    ------
+    FileError
+        It exists or cannot be written.
+    """
+    if out.exists() and not (may_be_empty and out.is_dir() and not any(out.iterdir())):
+        raise FileError(f"{out} already exists: choose another place or remove it first.")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        partial.mkdir(parents=True)
+        fill(partial)
+        if out.exists():  # empty: Windows would not put another folder in its place
+            out.rmdir()
+        partial.rename(out)
+    except OSError as error:
+        raise FileError(
+            f"{out} cannot be written ({error.strerror or error}): free space or choose another place."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out

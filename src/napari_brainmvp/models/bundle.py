@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from napari_brainmvp import __version__
+from napari_brainmvp.io.atomic import make_folder
 from napari_brainmvp.models.card import ModelCard
 from napari_brainmvp.models.registry import ModelEntry
-from napari_brainmvp.models.sharing import copy_model, make_folder
+from napari_brainmvp.models.sharing import copy_model
 
 __all__ = ["export_bundle"]
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from napari_brainmvp.errors import BrainMVPError, FileError, ModelError
+from napari_brainmvp.errors import BrainMVPError, ModelError
+from napari_brainmvp.io.atomic import make_folder
 from napari_brainmvp.models.card import ModelCard, name_digest
 from napari_brainmvp.models.registry import CARD_FILE, WEIGHTS_FILE, ModelEntry, read_card
 
 __all__ = [
     "copy_model",
     "export_folder",
-    "make_folder",
     "path_digest",
     "plain_name",
     "pull_model",
@@ -132,40 +131,6 @@ def _repository(address: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def make_folder(out: Path, fill: Callable[[Path], None], *, may_be_empty: bool = False) -> Path:
-    """Fill a folder beside ``out`` and rename it, so that it appears complete or not at all.
-
-    Parameters
-    ----------
-    out : Path
-    fill : callable
-        Writes into the folder it is given.
-    may_be_empty : bool
-        Whether ``out`` may be an empty folder already, as a dialog makes it.
-
-    Raises
-    ------
-    FileError
-        It exists or cannot be written.
-    """
-    if out.exists() and not (may_be_empty and out.is_dir() and not any(out.iterdir())):
-        raise FileError(f"{out} already exists: choose another place or remove it first.")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        partial.mkdir(parents=True)
-        fill(partial)
-        if out.exists():  # empty: Windows would not put another folder in its place
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        raise FileError(
-            f"{out} cannot be written ({error.strerror or error}): free space or choose another place."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return out
 
 
 def copy_model(entry: ModelEntry, folder: Path, readme: bool = True) -> None:

@@ -16,12 +16,12 @@ from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.jobs import free_name, say_seconds, submit_job, training_job
 from napari_brainmvp.plugin.annotation_view import AnnotationView
+from napari_brainmvp.plugin.machine_timer import MachineTimer
 from napari_brainmvp.plugin.style import quiet
 from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.progress import CancelToken, ProgressCallback
 from napari_brainmvp.training.finetuning.cost import estimate_seconds
 from napari_brainmvp.training.finetuning.spec import PRESETS, read_spec
-from napari_brainmvp.training.pretraining.survey import measure_pace
 
 if TYPE_CHECKING:
     from napari_brainmvp.annotation.comparison import Comparison
@@ -49,8 +49,7 @@ class FinetuneRow(QWidget):
         self._project: AnnotationProject | None = None
         self._view: AnnotationView | None = None
         self._work: Work | None = None
-        self._timing: Work | None = None
-        self._pace = 0.0
+        self._timer = MachineTimer()
         self.task, self.preset = QComboBox(), QComboBox()
         self.button = QPushButton("Fine-tune")
         self.compare = QPushButton("Probe or model?")
@@ -72,6 +71,8 @@ class FinetuneRow(QWidget):
             "others, or the model that was fine-tuned on this project last?"
         )
         self.compare.clicked.connect(self.find_better)
+        self._timer.timed.connect(self._say_times)
+        self._timer.failed.connect(self._untimed)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         for parts, shares in (((self.task, self.preset), (2, 3)), ((self.button, self.compare), (1, 1))):
@@ -88,37 +89,25 @@ class FinetuneRow(QWidget):
         self.button.setEnabled(idle and project is not None and not project.read_only)
         ready = view is not None and view.probe.predictor is not None
         self.compare.setEnabled(idle and ready)
-        if ready:  # not before: reading the study would get one thread while the machine is timed
-            self._time_machine()
+        if ready:  # not before: reading the study goes first
+            self._timer.start()
         self._say_times()
 
     def _choose_task(self) -> None:
         self.button.setToolTip(_TIPS[self.task.currentData()])
-        self._time_machine()
+        self._timer.start()
         self._say_times()
 
     def _say_times(self) -> None:
         """Put what each preset takes beside its name, once the machine is timed."""
-        if self._project is None or not self._pace:
+        if self._project is None or not self._timer.pace:
             return
         count, task = len(self._project.studies), self.task.currentData()
         for index, name in enumerate(PRESETS):
-            seconds = estimate_seconds(read_spec(name, {"task": task}), count, self._pace)
+            seconds = estimate_seconds(read_spec(name, {"task": task}), count, self._timer.pace)
             self.preset.setItemText(index, f"{name}  –  about {say_seconds(seconds)}")
 
-    def _time_machine(self) -> None:
-        if self._timing is None and not self._pace:
-            self._timing = Work(lambda progress, cancel: measure_pace(cancel))
-            self._timing.done.connect(self._timed)
-            self._timing.failed.connect(self._untimed)
-            self._timing.crashed.connect(self._untimed)
-            self._timing.start()
-
-    def _timed(self, pace: float) -> None:
-        self._timing, self._pace = None, pace
-        self._say_times()
-
-    def _untimed(self, reason: object) -> None:
+    def _untimed(self, reason: str) -> None:
         self.preset.setToolTip(f"How thoroughly to train. What it takes is not known: {reason}")
 
     def start(self) -> None:
@@ -184,10 +173,10 @@ class FinetuneRow(QWidget):
 
     def abandon(self) -> None:
         """Forget what is being exported or timed."""
-        for work in (self._work, self._timing):
-            if work is not None:
-                work.abandon()
-        self._work = self._timing = None
+        self._timer.abandon()
+        if self._work is not None:
+            self._work.abandon()
+            self._work = None
 
 
 def _verdict(name: str, found: Comparison) -> str:

@@ -23,12 +23,13 @@ from superqt import QCollapsible
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.jobs import free_name, say_seconds, submit_job, training_job
 from napari_brainmvp.models import list_models
+from napari_brainmvp.plugin.machine_timer import MachineTimer
 from napari_brainmvp.plugin.modality_matrix import ModalityMatrix
 from napari_brainmvp.plugin.source_list import SourceList
 from napari_brainmvp.plugin.style import heading, main_button, quiet, small_button
 from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, fits, read_spec
-from napari_brainmvp.training.pretraining.survey import Survey, estimate, measure_pace, survey
+from napari_brainmvp.training.pretraining.survey import Survey, estimate, survey
 
 __all__ = ["PretrainForm"]
 
@@ -53,8 +54,7 @@ class PretrainForm(QWidget):
         super().__init__()
         self.found: Survey | None = None
         self._work: Work | None = None
-        self._timing: Work | None = None
-        self._pace = 0.0
+        self._timer = MachineTimer()
         self.sources = SourceList()
         self.add_folder = small_button("Folder…", "Folders of studies, or a BIDS tree.")
         self.add_list = small_button("Datalist…", "A JSON datalist, as MONAI and the authors use it.")
@@ -71,6 +71,8 @@ class PretrainForm(QWidget):
         self.button = main_button("Start pre-training")
         self._build()
         self.sources.changed.connect(self.look)
+        self._timer.timed.connect(self._say_cost)
+        self._timer.failed.connect(self._untimed)
         self.add_folder.clicked.connect(self._ask_folder)
         self.add_list.clicked.connect(self._ask_list)
         self.add_synthetic.clicked.connect(self._ask_synthetic)
@@ -172,10 +174,10 @@ class PretrainForm(QWidget):
 
     def abandon(self) -> None:
         """Let go of what is going on in the background."""
-        for work in (self._work, self._timing):
-            if work is not None:
-                work.abandon()
-        self._work = self._timing = None
+        self._timer.abandon()
+        if self._work is not None:
+            self._work.abandon()
+            self._work = None
 
     def _crashed(self, error: Exception) -> None:
         self.summary.setText("Something went wrong; see the notification.")
@@ -246,31 +248,18 @@ class PretrainForm(QWidget):
         self.cost.setVisible(ready)
         if self.found is None or not ready:
             return
-        if not self._pace:
+        if not self._timer.pace:
             self.cost.setText("Timing this machine, to estimate what the run will take…")
-            self._time_machine()
+            self._timer.start()
             return
-        cost = estimate(self.spec(), self.found.count, self._pace)
+        cost = estimate(self.spec(), self.found.count, self._timer.pace)
         free = psutil.virtual_memory().available / 1e9
         said = f"About {say_seconds(cost.seconds)} on this machine's processor"
         memory = f"and {cost.gigabytes:.1f} of the {free:.0f} GB of memory that are free"
         note = {"cpu": "", "auto": " A GPU is faster."}.get(self.device.currentText(), " A GPU was not measured.")
         self.cost.setText(f"{said}, {memory}: an estimate, the job will know better.{note}")
 
-    def _time_machine(self) -> None:
-        if self._timing is None:
-            self._timing = Work(lambda progress, cancel: measure_pace(cancel))
-            self._timing.done.connect(self._timed)
-            self._timing.failed.connect(self._untimed)
-            self._timing.crashed.connect(self._untimed)
-            self._timing.start()
-
-    def _timed(self, pace: float) -> None:
-        self._timing, self._pace = None, pace
-        self._say_cost()
-
-    def _untimed(self, reason: object) -> None:
-        self._timing = None
+    def _untimed(self, reason: str) -> None:
         self.cost.setText(f"What the run will take is not known: {reason}")
 
     def start(self) -> None:

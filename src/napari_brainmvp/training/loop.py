@@ -17,13 +17,16 @@ from pydantic import BaseModel
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from napari_brainmvp.errors import FileError
+from napari_brainmvp.errors import BrainMVPError, FileError
 from napari_brainmvp.io.atomic import write_text_atomic
 from napari_brainmvp.training.cache import Problem
 
-__all__ = ["describe_run", "drop_rows", "log_row", "may_fail", "schedule", "update_average"]
+__all__ = ["SkippedUpdates", "describe_run", "drop_rows", "log_row", "may_fail", "schedule", "update_average"]
 
 logger = logging.getLogger(__name__)
+
+_MOST_SKIPPED = 10
+"""Updates in a row that may be skipped before a run counts as lost."""
 
 
 def schedule(step: int, steps: int, warm_up: int) -> float:
@@ -50,6 +53,42 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
     torch._foreach_lerp_([p.data for p in average.parameters()], [p.data for p in model.parameters()], 1 - held)
     for kept, now in zip(average.buffers(), model.buffers(), strict=True):
         kept.copy_(now)
+
+
+class SkippedUpdates:
+    """Counts the updates in a row that are skipped, as their loss or gradient is not finite.
+
+    One that is not would ruin the weights, their average and, soon, all checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def skip(self, model: nn.Module, average: nn.Module, step: int, remedy: str) -> None:
+        """Put back the statistics that the forward pass of a skipped update has moved.
+
+        Parameters
+        ----------
+        model, average : Module
+            Of the last good update, the average has copies of the buffers.
+        step : int
+        remedy : str
+            What to do when nothing else comes.
+
+        Raises
+        ------
+        BrainMVPError
+            It is the tenth in a row. Nothing is to be saved: a checkpoint is older and better.
+        """
+        for now, before in zip(model.buffers(), average.buffers(), strict=True):
+            now.copy_(before)
+        self.count += 1
+        logger.warning("The update of step %d was skipped: its loss or its gradient is not finite.", step)
+        if self.count == _MOST_SKIPPED:
+            raise BrainMVPError(
+                f"The loss or its gradient was not finite in {_MOST_SKIPPED} steps in a row, up to step {step}: "
+                f"{remedy}."
+            )
 
 
 def log_row(path: Path, step: int, row: dict[str, float], board: SummaryWriter | None = None) -> None:

@@ -99,7 +99,7 @@ def absolute_paths(spec: Spec) -> Spec:
 def _absolute(path: str) -> str:
     absolute = Path(path).expanduser().absolute()
     if not absolute.exists():
-        raise FileError(f"{absolute} does not exist: check the path.")
+        raise FileError(f"{absolute} is neither a folder nor a .json datalist: check the path.")
     return str(absolute)
 
 

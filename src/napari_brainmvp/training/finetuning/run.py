@@ -16,17 +16,15 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError
+from napari_brainmvp.errors import Cancelled, FileError
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.checkpoints import last_checkpoint, save_checkpoint, write_state
 from napari_brainmvp.training.finetuning.spec import FinetuneSpec
-from napari_brainmvp.training.loop import drop_rows, log_row, schedule, update_average
+from napari_brainmvp.training.loop import SkippedUpdates, drop_rows, log_row, schedule, update_average
 
 __all__ = ["Run", "Trainable", "Validate"]
 
 _BEST = "best.pt"
-_PATIENCE = 10
-"""Updates in a row that may come to nothing before the run is given up."""
 logger = logging.getLogger(__name__)
 
 
@@ -75,7 +73,7 @@ class Run:
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.wrapped, self.optimiser = fabric.setup(model, optimiser)
         self.best: float | None = None
-        self.stale = self.failed = 0
+        self.stale, self.skips = 0, SkippedUpdates()
 
     @property
     def finished(self) -> bool:
@@ -149,7 +147,6 @@ class Run:
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.model.set_mode(step / self.steps)
-        kept = [buffer.clone() for buffer in self.model.buffers()]  # batch normalisation sees what is not finite, too
         losses = self.wrapped({key: value.to(self.fabric.device, non_blocking=True) for key, value in batch.items()})
         self.fabric.backward(losses["loss"])
         norm = self.fabric.clip_gradients(
@@ -159,25 +156,13 @@ class Run:
         if finite or self.spec.precision == "16-mixed":  # its scaler leaves out such an update itself, and learns by it
             self.optimiser.step()
         self.optimiser.zero_grad()
-        self._judge(finite, step, kept)
-        return {name: float(value.detach()) for name, value in losses.items()}
-
-    def _judge(self, finite: bool, step: int, kept: list[Tensor]) -> None:
-        """Move the average by a good update; after one that was left out, take the statistics back, too."""
         if finite:
-            self.failed = 0
+            self.skips.count = 0
             update_average(self.average, self.model, step, self.spec.average)
-            return
-        for buffer, before in zip(self.model.buffers(), kept, strict=True):
-            buffer.copy_(before)
-        self.failed += 1
-        logger.warning("The loss of step %d or its gradient is not finite: the update is left out.", step + 1)
-        if self.failed == _PATIENCE:
-            raise BrainMVPError(
-                f"The loss or its gradient was not finite {_PATIENCE} times in a row, up to step {step + 1}: lower "
-                f"learning_rate, which is {max(self.rates):g}, or look for strange values in the scans. What is "
-                "saved is from before."
-            )
+        else:
+            remedy = f"lower learning_rate, which is {max(self.rates):g}, or look for strange values in the scans"
+            self.skips.skip(self.model, self.average, step + 1, f"{remedy}. What is saved is from before")
+        return {name: float(value.detach()) for name, value in losses.items()}
 
     def _measure(self, step: int, board: SummaryWriter) -> None:
         """Validate the moving average, and keep it where it is the best so far."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, ModelError
+from napari_brainmvp.errors import Cancelled, FileError, ModelError
 from napari_brainmvp.models import ModelCard, NetworkSpec, find_model, load_model, save_model
 from napari_brainmvp.models.sharing import without_paths
 from napari_brainmvp.networks import PretrainingNetwork
@@ -28,7 +28,7 @@ from napari_brainmvp.networks.layers import share_batch_norm
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.cache import CachedStudy
 from napari_brainmvp.training.checkpoints import last_checkpoint, save_checkpoint
-from napari_brainmvp.training.loop import drop_rows, log_row, may_fail, schedule, update_average
+from napari_brainmvp.training.loop import SkippedUpdates, drop_rows, log_row, may_fail, schedule, update_average
 from napari_brainmvp.training.pretraining.model import PretrainingModel
 from napari_brainmvp.training.pretraining.spec import PretrainingSpec
 from napari_brainmvp.training.pretraining.validation import validate
@@ -39,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 _LEAST_WINDOW = 64
 """In use, where instance normalisation is better off with more of the brain than a small crop of training holds."""
-_MOST_SKIPPED = 10
-"""Updates in a row that may be skipped, because they are not finite, before the run counts as lost."""
 
 
 def _start_from(model: PretrainingModel, name: str) -> None:
@@ -99,7 +97,7 @@ class Run:
         compiled: Any = torch.compile(model) if spec.compile else model
         self.wrapped, self.optimiser = fabric.setup(compiled, optimiser)
         self.best: dict[str, float] = {}
-        self.skipped = 0
+        self.skips = SkippedUpdates()
 
     def restore(self) -> int:
         """Load the last checkpoint and return the step it was written after; 0 where there is none."""
@@ -200,9 +198,10 @@ class Run:
         self.optimiser.zero_grad()
         if finite:
             update_average(self.average, self.model, step, spec.average)
-            self.skipped = 0
+            self.skips.count = 0
         else:
-            self._skip(step + 1)
+            remedy = "resume with the setting precision=32-true, or start a new run with a learning_rate below"
+            self.skips.skip(self.model, self.average, step + 1, f"{remedy} {spec.learning_rate:g}")
         return losses
 
     def _backward(self, batches: Any, done: float) -> dict[str, Tensor]:
@@ -219,25 +218,6 @@ class Run:
             for key, value in losses.items():
                 sums[key] = sums.get(key, torch.zeros((), device=fabric.device)) + value.detach() / spec.accumulate
         return sums
-
-    def _skip(self, step: int) -> None:
-        """Leave the weights as they are, and put back the statistics that the forward pass has moved.
-
-        Raises
-        ------
-        BrainMVPError
-            Too many in a row were skipped. Nothing is saved: a checkpoint is older and better.
-        """
-        for now, before in zip(self.model.buffers(), self.average.buffers(), strict=True):
-            now.copy_(before)
-        self.skipped += 1
-        logger.warning("The update of step %d was skipped: its loss or its gradient is not finite.", step)
-        if self.skipped == _MOST_SKIPPED:
-            raise BrainMVPError(
-                f"The loss or its gradient was not finite in {_MOST_SKIPPED} steps in a row, up to step {step}: resume "
-                "with the setting precision=32-true, or start a new run with a learning_rate below "
-                f"{self.spec.learning_rate:g}."
-            )
 
     def _gather(self, features: Tensor) -> Tensor:
         """Join the features of all processes, (world B, F); gradients flow back to each."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from napari_brainmvp.errors import FileError, StudyError
+from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.training.pretraining.spec import PretrainingSpec
 from napari_brainmvp.training.sources import DataSource, find_files
@@ -122,6 +122,8 @@ def measure_pace(cancel: CancelToken | None = None) -> float:
     ------
     Cancelled
         When asked to.
+    BrainMVPError
+        The process ended otherwise.
     """
     code = f"import os; hasattr(os, 'nice') and os.nice(19); from {__name__} import time_update; print(time_update())"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
@@ -133,6 +135,8 @@ def measure_pace(cancel: CancelToken | None = None) -> float:
         finally:
             process.kill()
         said = process.communicate()[0]
+    if not said:
+        raise BrainMVPError(f"The process that times this machine ended with {process.returncode} and no answer.")
     return float(said)
 
 
