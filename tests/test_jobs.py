@@ -269,7 +269,7 @@ def test_names_and_numbers(home, monkeypatch, tmp_path):
     for name in ("", "../up", "Upper", "a/b", ".hidden"):
         with pytest.raises(BrainMVPError, match="not a name"):
             training_job("pretrain", spec, name)
-    with pytest.raises(BrainMVPError, match="gone does not exist"):
+    with pytest.raises(BrainMVPError, match="gone is neither a folder"):
         training_job("pretrain", PretrainingSpec(data=(DataSource(path="gone"),)), "a-name")
     with pytest.raises(BrainMVPError, match="one machine"):
         training_job("pretrain", spec.model_copy(update={"nodes": 2}), "a-name")
