@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from conftest import brain, save
@@ -24,6 +25,7 @@ from napari_brainmvp.jobs import (
     free_name,
     jobs_folder,
     list_jobs,
+    queue,
     read_job,
     remove_job,
     resume_job,
@@ -32,7 +34,7 @@ from napari_brainmvp.jobs import (
     submit_job,
     training_job,
 )
-from napari_brainmvp.jobs.queue import device_names
+from napari_brainmvp.jobs.queue import device_names, freest_gpu, gpu_count
 from napari_brainmvp.models import find_model
 from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec
 
@@ -209,8 +211,6 @@ def fabricate(name: str, queued: float = 5000, **beat) -> Path:
 
 
 def test_the_dead_are_known_by_more_than_their_number(home):
-    import psutil
-
     born = psutil.Process().create_time()
     ghost = subprocess.Popen([sys.executable, "-c", "pass"])
     wait_for(lambda: psutil.Process(ghost.pid).status() == psutil.STATUS_ZOMBIE, 30)
@@ -283,5 +283,33 @@ def test_names_and_numbers(home, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert device_names("cuda:0", 2) == ("cuda:2", "cuda:3")
     assert device_names("cpu", 1) == ("cpu",)
+
+
+def test_a_job_takes_the_gpu_with_the_fewest_jobs_or_the_one_it_names(home, monkeypatch, tmp_path):
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(queue, "_DEVICES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_count() == 0
+    for number in range(4):
+        (tmp_path / f"nvidia{number}").touch()
+    assert gpu_count() == 4
+    born, mine = psutil.Process().create_time(), jobs_folder() / "mine"
+    assert freest_gpu(mine, 1) == 0
+    takes = {"a": ["cuda:0"], "b": ["cuda:1", "cuda:2"], "c": ["cuda:3"], "d": ["cuda:3"]}
+    for name, devices in takes.items():
+        folder = fabricate(name, born=born)
+        state = json.loads((folder / "state.json").read_text()) | {"devices": devices}
+        (folder / "state.json").write_text(json.dumps(state))
+    assert freest_gpu(mine, 1) == 0
+    assert freest_gpu(jobs_folder() / "a", 1) == 0, "a job does not count itself"
+    assert freest_gpu(mine, 2) == 0
+    ended = json.loads((jobs_folder() / "b" / "state.json").read_text()) | {"state": "done"}
+    (jobs_folder() / "b" / "state.json").write_text(json.dumps(ended))
+    assert (freest_gpu(mine, 1), freest_gpu(mine, 2)) == (1, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert (gpu_count(), freest_gpu(mine, 1)) == (2, 1)
+    spec = PretrainingSpec(data=(DataSource(path="synthetic:1"),), accelerator="cuda:3")
+    job = training_job("pretrain", spec, "third")
+    assert (job.device, job.settings["accelerator"]) == ("cuda:3", "cuda")
     said = {5: "5 s", 89: "89 s", 600: "10 min", 2 * 3600 + 1260: "2 h 20 min", 3600 * 50: "2 days 2 h"}
     assert {k: say_seconds(k) for k in said} == said

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -43,7 +44,15 @@ from napari_brainmvp.training.pretraining.tasks import (
     reconstruction_loss,
 )
 
-SMALL = {"crop": 32, "held_out": 1, "minutes": 0.0, "validate_every": 4, "precision": "32-true", "accelerator": "cpu"}
+SMALL = {
+    "crop": 32,
+    "batch": 2,
+    "held_out": 1,
+    "minutes": 0.0,
+    "validate_every": 4,
+    "precision": "32-true",
+    "accelerator": "cpu",
+}
 COMMAND = [str(Path(sys.executable).parent / "brainmvp")]
 
 
@@ -338,6 +347,28 @@ def test_a_bad_study_is_named_and_skipped_and_a_changed_one_prepared_again(studi
     assert healed[1].volumes.shape == anew[1].volumes.shape
 
 
+def test_several_processes_prepare_the_same_and_end_when_asked_or_killed(studies, tmp_path):
+    broken = studies / "sub-02" / "sub-02_t2.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:900])
+    found, seen = find_studies(studies), []
+    good, bad = cache_studies(found, tmp_path / "one", PreparationSpec())
+    same, also = cache_studies(found, tmp_path / "two", PreparationSpec(), lambda p: seen.append(p.done), workers=2)
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert [p.name for p in also] == [p.name for p in bad] == ["sub-02"]
+    assert [(s.name, s.path.read_bytes()) for s in same] == [(s.name, s.path.read_bytes()) for s in good]
+    token = CancelToken()
+    with pytest.raises(Cancelled):
+        cache_studies(found, tmp_path / "three", PreparationSpec(), lambda p: token.cancel(), token, workers=2)
+
+    def kill(progress):
+        for child in psutil.Process().children(recursive=True):
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+
+    with pytest.raises(FileError, match="fewer workers"):
+        cache_studies(found * 20, tmp_path / "four", PreparationSpec(), kill, workers=2)
+
+
 def test_renamed_studies_are_found_again_under_their_new_names(studies, tmp_path):
     first, _ = cache_studies(find_studies(studies)[:1], tmp_path / "cache", PreparationSpec())
     (studies / "sub-00").rename(studies / "patient-7")
@@ -397,7 +428,7 @@ def test_datalists_as_the_authors_write_them(studies, tmp_path):
     assert "outside" in problems[0][1]
     spec = spec_for(studies, data=(DataSource(path=str(path)),))
     datasets, held_out, left_out = collect(spec, tmp_path / "cache")
-    assert (len(datasets[0].studies), len(held_out), len(left_out)) == (3, 0, 1)
+    assert (len(datasets[0].studies), len(held_out), len(left_out)) == (2, 1, 1)
 
 
 def test_batches_do_not_depend_on_who_reads_them(studies, tmp_path):
@@ -505,7 +536,7 @@ def test_overfitting_a_few_studies_reconstructs_them_and_distils_the_mean(studie
     shutil.rmtree(studies / "sub-05")
     shutil.rmtree(studies / "sub-04")
     spec = spec_for(
-        studies, max_steps=90, batch=2, validate_every=1000, minutes=60.0, held_out=0, modalities=("t1", "t2"),
+        studies, max_steps=90, validate_every=1000, minutes=60.0, held_out=0, modalities=("t1", "t2"),
         average=0.9, whole=0.0, learning_rate=2e-3, template_rate=5e-2, template_shape=(12, 12, 12), warm_up=10,
     )  # fmt: skip
     run, cache = tmp_path / "run", tmp_path / "cache"
@@ -521,7 +552,7 @@ def test_overfitting_a_few_studies_reconstructs_them_and_distils_the_mean(studie
 
 
 def test_a_killed_run_resumes_to_the_same_curve(studies, tmp_path, home):
-    options = [f"--set={k}={v}" for k, v in SMALL.items()] + ["--max-steps=8", "--data", studies.name]
+    options = [f"--set={k}={v}" for k, v in {**SMALL, "crop": 16}.items()] + ["--max-steps=8", "--data", studies.name]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # several may add up in another order once in a while
@@ -763,11 +794,15 @@ def test_many_studies_that_were_left_out_are_counted(tmp_path):
     assert left_out(tmp_path).startswith("6 studies were left out: sub-1, sub-2, sub-3, sub-4, sub-5 and more. ")
 
 
-def test_a_stopped_run_writes_a_checkpoint_first(studies, tmp_path):
-    token = CancelToken()
+def test_a_stopped_run_writes_a_checkpoint_first_and_nobody_else_works_on_it(studies, tmp_path):
+    token, left = CancelToken(), tmp_path / "run" / ".4711.part.checkpoint-00000009.pt"
+    left.parent.mkdir()
+    left.write_bytes(b"what a killed process was writing")
 
     def stop_after_two(progress):
         if progress.step == "Pre-training" and progress.done == 2:
+            with pytest.raises(BrainMVPError, match="Another process works on"):
+                pretrain(spec_for(studies), tmp_path / "run", cache=tmp_path / "c", resume=True)
             token.cancel()
 
     with pytest.raises(Cancelled, match="step 2 of 4"):
@@ -779,6 +814,7 @@ def test_a_stopped_run_writes_a_checkpoint_first(studies, tmp_path):
             cancel=token,
         )
     assert last_checkpoint(tmp_path / "run")["step"] == 2
+    assert not left.exists()
 
 
 def test_checkpoints_keep_two_and_pass_over_a_damaged_one(tmp_path):
@@ -851,11 +887,10 @@ def test_an_estimate_counts_what_is_trained_and_prepared():
     assert more == pytest.approx(estimate(spec, 20, 1e-6).seconds - estimate(spec, 10, 1e-6).seconds)
     assert more > 10
     small = estimate(spec.model_copy(update={"encoder": "small"}), 10, 1e-5)
-    assert small.seconds > 3 * once.seconds
     assert small.gigabytes > once.gigabytes
-    assert 1e-8 < measure_pace() < 1e-3  # seconds a voxel
+    assert 1e-8 < measure_pace("paper") < 1e-3  # seconds a voxel
     token, began = CancelToken(), time.monotonic()
     token.cancel()
     with pytest.raises(Cancelled):
-        measure_pace(token)
+        measure_pace("compact", token)
     assert time.monotonic() - began < 2

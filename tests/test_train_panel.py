@@ -1,5 +1,6 @@
 """The Train panel and the jobs strip: a real window, real clicks, real jobs."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
-from qtpy.QtWidgets import QWidget
+from qtpy.QtWidgets import QFileDialog, QInputDialog, QWidget
 
 from conftest import brain, save
 from models_for_tests import tiny_encoder, tiny_model
@@ -122,9 +123,36 @@ def test_folders_can_be_dropped(open_widget, studies, qtbot):
     data.setUrls([QUrl.fromLocalFile(str(studies))])
     action, button, key = Qt.DropAction.CopyAction, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
     sources.dropEvent(QDropEvent(QPointF(5, 5), action, data, button, key))
-    assert sources.paths() == [str(studies)]
-    sources.remove_chosen()
-    assert sources.paths() == []
+    assert [source.path for source in sources.sources()] == [str(studies)]
+    qtbot.keyClick(sources, Qt.Key.Key_Delete)
+    assert sources.sources() == ()
+
+
+def test_datasets_have_weights_and_lists_a_base_folder(open_widget, studies, qtbot, tmp_path, monkeypatch):
+    form = open_widget().train.form
+    listed = tmp_path / "lists" / "one.json"
+    listed.parent.mkdir()
+    listed.write_text(json.dumps({"training": [{"image": ["sub-0/sub-0_t1.nii.gz"]}]}))
+    choose(form.window(), qtbot, studies, listed)
+    assert form.summary.text() == "5 studies."
+    assert "sub-0" in form.problem_list.text()
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(studies))
+    monkeypatch.setattr(QInputDialog, "getDouble", lambda *_: (2.5, True))
+    form.sources.menu.aboutToShow.emit()  # nothing is chosen: the last line is meant
+    assert form.sources.base.isEnabled()
+    with qtbot.waitSignal(form.surveyed, timeout=20_000):
+        form.sources.base.trigger()
+    assert form.summary.text() == "6 studies."
+    form.sources.setCurrentRow(0)
+    form.sources.menu.aboutToShow.emit()
+    assert not form.sources.base.isEnabled()
+    with qtbot.waitSignal(form.surveyed, timeout=20_000):
+        form.sources.weight.trigger()
+    assert form.sources.item(0).text() == f"2.5 × {studies}"
+    assert [(s.path, s.weight, s.base) for s in form.spec().data] == [
+        (str(studies), 2.5, None),
+        (str(listed), 1.0, str(studies)),
+    ]
 
 
 def test_a_run_goes_on_without_its_window_and_another_finds_it(open_widget, studies, qtbot, home):

@@ -6,6 +6,7 @@ labels on the scan's own grid.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from napari_brainmvp.preparation import prepare
 
 __all__ = ["PrepareStudyd", "RestoreLabelsd", "SaveLabelsd", "StudyEvaluator", "WindowInferer", "find_cases"]
 
+logger = logging.getLogger(__name__)
+
 _PREPARED, _STUDY = "brainmvp_prepared", "brainmvp_study"
 
 
@@ -40,7 +43,10 @@ def find_cases(folder: str) -> list[dict[str, str]]:
     root = Path(folder)
     if root.is_dir() and any(is_image_path(path) for path in root.iterdir()):
         return [{"image": str(root)}]
-    studies = find_studies(root)
+    problems: list[tuple[str, str]] = []
+    studies = find_studies(root, problems)
+    for name, reason in problems:
+        logger.warning("Passed over %s: %s", name, reason)
     if not studies:
         raise StudyError(f"{root} holds no study: give a folder of scans, or a folder of such folders as dataset_dir.")
     return [{"image": str(next(iter(study.scans.values())).parent)} for study in studies]

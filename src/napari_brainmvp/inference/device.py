@@ -8,7 +8,15 @@ import torch
 
 from napari_brainmvp.errors import BrainMVPError
 
-__all__ = ["Precision", "TrainingPrecision", "choose_device", "choose_dtype", "choose_precision", "list_devices"]
+__all__ = [
+    "Precision",
+    "TrainingPrecision",
+    "choose_device",
+    "choose_dtype",
+    "choose_precision",
+    "lightning_devices",
+    "list_devices",
+]
 
 Precision = Literal["auto", "float32", "bfloat16"]
 TrainingPrecision = Literal["bf16-mixed", "16-mixed", "32-true"]
@@ -66,7 +74,29 @@ def choose_precision(precision: Literal["auto"] | TrainingPrecision, accelerator
     """
     if precision != "auto":
         return precision
-    if accelerator not in _OURS:
+    device = _OURS.get(accelerator, accelerator if accelerator.startswith("cuda:") else "")
+    if not device:
         return "32-true"
-    half = choose_dtype(choose_device(_OURS[accelerator])) == torch.bfloat16
+    half = choose_dtype(choose_device(device)) == torch.bfloat16
     return "bf16-mixed" if half else "32-true"
+
+
+def lightning_devices(accelerator: str, count: int) -> tuple[str, int | list[int]]:
+    """Name devices as Lightning wants them, and take ``"cuda:N"`` for the GPUs from number N on.
+
+    Raises
+    ------
+    BrainMVPError
+        There are not so many GPUs.
+
+    Examples
+    --------
+    >>> lightning_devices("cpu", 2)
+    ('cpu', 2)
+    """
+    kind, _, first = accelerator.partition(":")
+    if not first.isdecimal():
+        return accelerator, count
+    numbers = [int(first) + k for k in range(count)]
+    choose_device(f"{kind}:{numbers[-1]}")
+    return kind, numbers

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from napari_brainmvp.errors import FileError
 
-__all__ = ["atomic_path", "make_folder", "write_text_atomic"]
+__all__ = ["atomic_path", "make_folder", "remove_partial", "write_text_atomic"]
 
 
 @contextmanager
@@ -87,3 +88,18 @@ def make_folder(out: Path, fill: Callable[[Path], None], *, may_be_empty: bool =
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def remove_partial(folder: Path, older: float = 0.0) -> None:
+    """Remove what killed writers have left in a folder.
+
+    Parameters
+    ----------
+    folder : Path
+    older : float
+        Seconds since the last change; more than any writing takes, where others may be writing there now.
+    """
+    for path in folder.glob(".*.part.*"):
+        with suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_mtime >= older:
+                path.unlink()

@@ -39,6 +39,24 @@ class StudyFiles:
     labels: Path | None = None
     warnings: tuple[str, ...] = field(default=())
 
+    @property
+    def truth(self) -> Path:
+        """The labels, where training or measuring needs them.
+
+        Raises
+        ------
+        StudyError
+            There are none, or several.
+        """
+        if self.labels is None:
+            several = next((w for w in self.warnings if w.startswith("Labels were left out")), "")
+            raise StudyError(
+                f"{self.name}: {several} Keep one of them in the folder."
+                if several
+                else f"{self.name} has no labels: add a file named like *_seg.nii.gz."
+            )
+        return self.labels
+
 
 def read_study(
     source: str | Path | Sequence[str | Path] | Mapping[str, Any],

@@ -30,7 +30,7 @@ from napari_brainmvp.jobs.job import (
     read_job,
     write_file,
 )
-from napari_brainmvp.jobs.queue import device_names, hold_devices
+from napari_brainmvp.jobs.queue import device_names, freest_gpu, hold_devices
 from napari_brainmvp.jobs.spec import KINDS, JobSpec
 from napari_brainmvp.models import list_models
 from napari_brainmvp.progress import CancelToken, Progress
@@ -76,7 +76,7 @@ def _work(job: Job, spec: JobSpec, file: StateFile) -> None:
     end: dict[str, Any] = {"state": JobState.failed}
     with _Pulse(folder, cancel) as pulse, _stop_on_signals(cancel):
         try:
-            devices = _choose_devices(spec)
+            devices = _choose_devices(folder, spec)
             enter(devices=devices)
             pulse.report(Progress(f"Waiting for {', '.join(devices)}"))
             with hold_devices(folder, devices, cancel):
@@ -96,15 +96,15 @@ def _work(job: Job, spec: JobSpec, file: StateFile) -> None:
     enter(ended=time.time(), **end)  # the last thing written: from now on the folder may be removed
 
 
-def _choose_devices(spec: JobSpec) -> tuple[str, ...]:
-    """Decide on devices, and hide the other GPUs before anything looks for them."""
-    wanted = spec.device
+def _choose_devices(folder: Path, spec: JobSpec) -> tuple[str, ...]:
+    """Decide on devices, the GPUs with the fewest jobs if any will do, and hide the others before torch looks."""
+    wanted, _, number = spec.device.partition(":")
     if wanted == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif wanted.startswith("cuda:"):
-        numbers = (name.partition(":")[2] for name in device_names(wanted, spec.devices))
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(numbers)
-        wanted = "cuda"
+    elif wanted != "mps":
+        first = int(number) if number else freest_gpu(folder, spec.devices)
+        names = device_names(f"cuda:{first}", spec.devices)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(name.partition(":")[2] for name in names)
     from napari_brainmvp.inference.device import choose_device
 
     return device_names(str(choose_device(wanted)), spec.devices)

@@ -18,9 +18,10 @@ from filelock import FileLock, Timeout
 from napari_brainmvp.jobs.job import JobState, list_jobs, read_job
 from napari_brainmvp.progress import CancelToken
 
-__all__ = ["device_names", "hold_devices"]
+__all__ = ["device_names", "freest_gpu", "gpu_count", "hold_devices"]
 
 _POLL = 0.5
+_DEVICES = Path("/dev")
 
 
 def device_names(first: str, count: int) -> tuple[str, ...]:
@@ -35,9 +36,38 @@ def device_names(first: str, count: int) -> tuple[str, ...]:
     """
     if not first.startswith("cuda"):
         return (first,)
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    visible = _visible()
     start = int(first.partition(":")[2] or 0)
     return tuple(f"cuda:{visible[k] if k < len(visible) else k}" for k in range(start, start + count))
+
+
+def _visible() -> list[str]:
+    return [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+
+
+def gpu_count() -> int:
+    """Count the NVIDIA GPUs this process may use, without torch; 0 where that is not known (only Linux tells)."""
+    return len(_visible() or list(_DEVICES.glob("nvidia[0-9]*")))
+
+
+def freest_gpu(folder: Path, count: int) -> int:
+    """Choose the first of ``count`` neighbouring GPUs for which the fewest jobs run or wait.
+
+    Parameters
+    ----------
+    folder : Path
+        The job that looks for them.
+    count : int
+    """
+    taken = [
+        name
+        for job in list_jobs(folder.parent)
+        if job.folder != folder and job.state.active and job.file is not None
+        if job.beat is None or job.beat.host == socket.gethostname()
+        for name in job.file.devices
+    ]
+    starts = range(max(1, gpu_count() - count + 1))
+    return min(starts, key=lambda k: sum(taken.count(name) for name in device_names(f"cuda:{k}", count)))
 
 
 @contextmanager

@@ -65,7 +65,8 @@ class JobSpec(BaseModel):
     title : str
         As a person would call it.
     device : str
-        In whose queue it waits: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+        In whose queue it waits: ``"cpu"``, ``"cuda:N"`` or ``"mps"``; ``"cuda"`` for the GPU with the fewest jobs;
+        ``"auto"`` for that, or what else there is.
     devices : int
         How many GPUs of this machine it takes, from that one on.
     settings : dict
@@ -126,7 +127,10 @@ def training_job(kind: str, settings: BaseModel, name: str, *, cache: Path | Non
     content = absolute_paths(settings).model_dump(mode="json")
     if content.get("nodes", 1) > 1:
         raise BrainMVPError("A background job runs on one machine: start a run on several nodes with their scheduler.")
-    device = {"gpu": "cuda", "cpu": "cpu", "cuda": "cuda", "mps": "mps"}.get(content["accelerator"], "auto")
+    accelerator = content["accelerator"]
+    device = {"gpu": "cuda", "cpu": "cpu", "cuda": "cuda", "mps": "mps"}.get(accelerator, "auto")
+    if accelerator.startswith("cuda:"):  # the job's process sees no other, and numbers it 0
+        device, content["accelerator"] = accelerator, "cuda"
     try:
         return JobSpec(
             kind=kind,

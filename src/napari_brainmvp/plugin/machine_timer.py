@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from qtpy.QtCore import QObject, Signal
 
 from napari_brainmvp.plugin.work import Work
@@ -11,36 +13,41 @@ __all__ = ["MachineTimer"]
 
 
 class MachineTimer(QObject):
-    """Times the machine when asked to, unless that was done in this process before."""
+    """Times the machine with a recipe when asked to, unless that was done in this process before."""
 
     timed = Signal()
     """The pace is known."""
     failed = Signal(str)
     """Why it is not."""
 
-    _known = 0.0
+    _known: ClassVar[dict[str, float]] = {}
 
     def __init__(self) -> None:
         super().__init__()
+        self.recipe = "compact"
         self._work: Work | None = None
+        self._timing = ""
 
     @property
     def pace(self) -> float:
         """Seconds a voxel, see :func:`~napari_brainmvp.training.pretraining.survey.measure_pace`; 0 if not known."""
-        return MachineTimer._known
+        return self._known.get(self.recipe, 0.0)
 
     def start(self) -> None:
-        """Measure, where the pace is not known and nothing is on its way."""
-        if self.pace or self._work is not None:
+        """Measure, where the pace is not known and not on its way."""
+        if self.pace or (self._work is not None and self._timing == self.recipe):
             return
-        self._work = work = Work(lambda progress, cancel: measure_pace(cancel))
+        self.abandon()
+        self._timing = recipe = self.recipe
+        self._work = work = Work(lambda progress, cancel: measure_pace(recipe, cancel))
         work.done.connect(self._done)
         work.failed.connect(self._failed)
         work.crashed.connect(self._failed)
         work.start()
 
     def _done(self, pace: float) -> None:
-        self._work, MachineTimer._known = None, pace
+        self._work = None
+        self._known[self._timing] = pace
         self.timed.emit()
 
     def _failed(self, reason: object) -> None:

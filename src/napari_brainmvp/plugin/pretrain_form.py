@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import psutil
@@ -21,14 +22,14 @@ from qtpy.QtWidgets import (
 from superqt import QCollapsible
 
 from napari_brainmvp.errors import BrainMVPError
-from napari_brainmvp.jobs import free_name, say_seconds, submit_job, training_job
+from napari_brainmvp.jobs import free_name, gpu_count, say_seconds, submit_job, training_job
 from napari_brainmvp.models import list_models
 from napari_brainmvp.plugin.machine_timer import MachineTimer
 from napari_brainmvp.plugin.modality_matrix import ModalityMatrix
 from napari_brainmvp.plugin.source_list import SourceList
 from napari_brainmvp.plugin.style import heading, main_button, quiet, small_button
 from napari_brainmvp.plugin.work import Work
-from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, fits, read_spec
+from napari_brainmvp.training.pretraining.spec import PretrainingSpec, fits, read_spec
 from napari_brainmvp.training.pretraining.survey import Survey, estimate, survey
 
 __all__ = ["PretrainForm"]
@@ -39,7 +40,7 @@ _RECIPES = {
     "paper": "As published",
     "release": "As the published code",
 }
-_SIZES = {"A try": 200, "An hour": 2000, "Overnight": 20_000, "Days": 100_000}
+_SIZES = {"A try": 200, "Short": 2000, "Long": 20_000, "Very long": 100_000}
 
 
 class PretrainForm(QWidget):
@@ -59,13 +60,14 @@ class PretrainForm(QWidget):
         self.add_folder = small_button("Folder…", "Folders of studies, or a BIDS tree.")
         self.add_list = small_button("Datalist…", "A JSON datalist, as MONAI and the authors use it.")
         self.add_synthetic = small_button("Synthetic…", "Made-up studies: to try it out, or beside your own.")
-        self.remove = small_button("Remove", "Take the chosen line out of the list.")
+        self.change = small_button("Change", "Weight or base folder of the chosen line; or take it out (Delete).")
         self.summary = quiet("")
         self.matrix = ModalityMatrix()
         self.problems = QCollapsible("Problems")
         self.problem_list = quiet("")
         self.recipe, self.size, self.device, self.init = QComboBox(), QComboBox(), QComboBox(), QComboBox()
         self.steps, self.crop, self.batch, self.seed = QSpinBox(), QSpinBox(), QSpinBox(), QSpinBox()
+        self.workers = QSpinBox()
         self.name = QLineEdit()
         self.cost = quiet("")
         self.button = main_button("Start pre-training")
@@ -76,10 +78,10 @@ class PretrainForm(QWidget):
         self.add_folder.clicked.connect(self._ask_folder)
         self.add_list.clicked.connect(self._ask_list)
         self.add_synthetic.clicked.connect(self._ask_synthetic)
-        self.remove.clicked.connect(self.sources.remove_chosen)
+        self.change.setMenu(self.sources.menu)
         self.size.currentIndexChanged.connect(self._size_chosen)
         self.recipe.currentIndexChanged.connect(self._recipe_chosen)
-        for box in (self.steps, self.crop, self.batch):
+        for box in (self.steps, self.crop, self.batch, self.workers):
             box.valueChanged.connect(self._say_cost)
         self.device.currentIndexChanged.connect(self._say_cost)
         self.button.clicked.connect(self.start)
@@ -105,8 +107,18 @@ class PretrainForm(QWidget):
         self.crop.setToolTip("Edge of the cubes that are cut out, in mm: a smaller one needs less memory.")
         self.batch.setRange(2, 64)
         self.batch.setToolTip("Studies in each step: fewer need less memory.")
-        self.device.addItems(["auto", "cpu", "cuda", "mps"])
-        self.device.setToolTip("auto takes a GPU where there is one. Jobs for the same device wait for each other.")
+        gpus = gpu_count()
+        self.device.addItems(["auto", "cpu", "cuda", *(f"cuda:{k}" for k in range(gpus) if gpus > 1), "mps"])
+        self.device.setToolTip(
+            "auto takes a GPU where there is one, and of several that with the fewest jobs. "
+            "Jobs for the same device wait for each other."
+        )
+        self.workers.setMaximum(os.cpu_count() or 1)
+        self.workers.setValue(min(8, (os.cpu_count() or 1) // 2) if gpus else 0)
+        self.workers.setToolTip(
+            "Processes that prepare studies and read crops beside the one that trains: for thousands of studies, and "
+            "for a GPU, which one process cannot feed."
+        )
         self.seed.setMaximum(2**31 - 1)
         self.seed.setToolTip("The same seed gives the same run on the same machine.")
         self.init.setToolTip("Go on from a pre-trained model: those are listed that the recipe and modalities fit.")
@@ -114,7 +126,7 @@ class PretrainForm(QWidget):
         self.name.setToolTip("Name of the model, and of the job that makes it.")
         buttons = QHBoxLayout()
         buttons.setSpacing(4)
-        for button in (self.add_folder, self.add_list, self.add_synthetic, self.remove):
+        for button in (self.add_folder, self.add_list, self.add_synthetic, self.change):
             buttons.addWidget(button)
         form = QFormLayout()
         form.addRow("Recipe", self.recipe)
@@ -127,6 +139,7 @@ class PretrainForm(QWidget):
         more.addRow("Crop", self.crop)
         more.addRow("Studies a step", self.batch)
         more.addRow("Compute on", self.device)
+        more.addRow("Workers", self.workers)
         more.addRow("Seed", self.seed)
         options = QCollapsible("Options")
         options.addWidget(inside)
@@ -161,7 +174,7 @@ class PretrainForm(QWidget):
         if self._work is not None:
             self._work.abandon()
         self.found = None
-        sources = [DataSource(path=path) for path in self.sources.paths()]
+        sources = self.sources.sources()
         if not sources:
             self._show_survey(Survey((), 0, ()))
             return
@@ -209,6 +222,7 @@ class PretrainForm(QWidget):
             self.steps.setValue(count)
 
     def _recipe_chosen(self) -> None:
+        self._timer.recipe = self.recipe.currentData()
         usual = read_spec(None, self.recipe.currentData(), {})
         self.crop.setValue(usual.crop)
         self.batch.setValue(usual.batch)
@@ -228,11 +242,12 @@ class PretrainForm(QWidget):
     def spec(self) -> PretrainingSpec:
         """Return the run as it is set in the form."""
         changes: dict[str, Any] = {
-            "data": tuple(DataSource(path=path) for path in self.sources.paths()),
+            "data": self.sources.sources(),
             "max_steps": self.steps.value(),
             "crop": self.crop.value() // 16 * 16,
             "batch": self.batch.value(),
             "seed": self.seed.value(),
+            "workers": self.workers.value(),
             "accelerator": self.device.currentText(),
             "init": self.init.currentData() or "",
             "validate_every": max(20, min(200, self.steps.value() // 10)),
@@ -255,7 +270,7 @@ class PretrainForm(QWidget):
         cost = estimate(self.spec(), self.found.count, self._timer.pace)
         free = psutil.virtual_memory().available / 1e9
         said = f"About {say_seconds(cost.seconds)} on this machine's processor"
-        memory = f"and {cost.gigabytes:.1f} of the {free:.0f} GB of memory that are free"
+        memory = f"and up to {cost.gigabytes:.1f} of the {free:.0f} GB of memory that are free"
         note = {"cpu": "", "auto": " A GPU is faster."}.get(self.device.currentText(), " A GPU was not measured.")
         self.cost.setText(f"{said}, {memory}: an estimate, the job will know better.{note}")
 

@@ -11,12 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import platformdirs
@@ -34,8 +39,13 @@ from napari_brainmvp.synthesis import SynthesisSpec, make_study
 __all__ = ["CachedStudy", "Problem", "cache_folder", "cache_studies", "cache_synthetic"]
 
 _CHUNK = 1 << 16
+_POLL = 0.2
+"""Seconds between looks at whether to stop, while other processes prepare."""
 _EIGHT = ("t1", "t1c", "t2", "flair", "dwi", "adc", "mra", "pd")
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ def cache_studies(
     cancel: CancelToken | None = None,
     *,
     labels: bool = False,
+    workers: int = 0,
 ) -> tuple[list[CachedStudy], list[Problem]]:
     """Prepare the studies that are not prepared yet; a bad one is reported and skipped.
 
@@ -111,6 +122,8 @@ def cache_studies(
         Called and asked once a study.
     labels : bool
         With their labels; a study that has none is a problem.
+    workers : int
+        Processes that prepare, each with one thread and a study in memory; below 2, this one does.
 
     Returns
     -------
@@ -122,24 +135,17 @@ def cache_studies(
     Cancelled
         Prepared studies stay.
     FileError
-        The cache cannot be written.
+        The cache cannot be written, or a process that prepares was killed.
     """
     good: list[CachedStudy] = []
     bad: list[Problem] = []
-    for index, files in enumerate(studies):
-        if cancel is not None:
-            cancel.raise_if_cancelled()
-        try:
-            if labels and files.labels is None:
-                raise StudyError(f"{files.name} has no labels: add a file named like *_seg.nii.gz.")
-            key = _content_key(files, spec, labels)
-            entry = _entry(folder, key, partial(_read, files, labels), spec, labels)
-            good.append(replace(entry, name=files.name))  # the same content may have had another name before
-        except _CacheError:
-            raise
-        except BrainMVPError as error:
-            logger.warning("Skipped %s: %s", files.name, error)
-            bad.append(Problem(files.name, str(error)))
+    prepare_one = partial(_cache_files, folder=folder, spec=spec, labels=labels)
+    for index, entry in enumerate(_each(prepare_one, studies, workers, cancel)):
+        if isinstance(entry, CachedStudy):
+            good.append(entry)
+        else:
+            logger.warning("Skipped %s: %s", entry.name, entry.reason)
+            bad.append(entry)
         progress(Progress("Preparing studies", index + 1, len(studies)))
     return good, bad
 
@@ -152,23 +158,86 @@ def cache_synthetic(
     cancel: CancelToken | None = None,
     *,
     labels: bool = False,
+    workers: int = 0,
 ) -> list[CachedStudy]:
     """Make and prepare synthetic studies: any lesion, and each with its own subset of two to eight modalities.
 
-    With ``labels`` they have T1, T1c, T2 and FLAIR each, and their truth.
+    With ``labels`` they have T1, T1c, T2 and FLAIR each, and their truth. See :func:`cache_studies`.
     """
     made = []
-    for index, seed in enumerate(seeds):
-        if cancel is not None:
-            cancel.raise_if_cancelled()
-        rng = np.random.default_rng([seed, 8])
-        kept = sorted(rng.permutation(len(_EIGHT))[: rng.integers(2, len(_EIGHT) + 1)])
-        modalities = _EIGHT[:4] if labels else tuple(_EIGHT[k] for k in kept)
-        synthesis = SynthesisSpec(modalities, head=0.12)
-        key = _hash("synthetic", str(seed), repr(synthesis), spec.model_dump_json(), *["labels"] * labels)
-        made.append(_entry(folder, key, partial(make_study, seed, synthesis), spec, labels))
+    make_one = partial(_cache_seed, folder=folder, spec=spec, labels=labels)
+    for index, study in enumerate(_each(make_one, seeds, workers, cancel)):
+        made.append(study)
         progress(Progress("Making studies", index + 1, len(seeds)))
     return made
+
+
+def _cache_files(files: StudyFiles, folder: Path, spec: PreparationSpec, labels: bool) -> CachedStudy | Problem:
+    try:
+        key = _content_key(files, spec, labels)
+        entry = _entry(folder, key, partial(_read, files, labels), spec, labels)
+    except _CacheError:
+        raise
+    except BrainMVPError as error:
+        return Problem(files.name, str(error))
+    return replace(entry, name=files.name)  # the same content may have had another name before
+
+
+def _cache_seed(seed: int, folder: Path, spec: PreparationSpec, labels: bool) -> CachedStudy:
+    rng = np.random.default_rng([seed, 8])
+    kept = sorted(rng.permutation(len(_EIGHT))[: rng.integers(2, len(_EIGHT) + 1)])
+    modalities = _EIGHT[:4] if labels else tuple(_EIGHT[k] for k in kept)
+    synthesis = SynthesisSpec(modalities, head=0.12)
+    key = _hash("synthetic", str(seed), repr(synthesis), spec.model_dump_json(), *["labels"] * labels)
+    return _entry(folder, key, partial(make_study, seed, synthesis), spec, labels)
+
+
+def _each(
+    function: Callable[[Item], Made], items: Iterable[Item], workers: int, cancel: CancelToken | None
+) -> Iterator[Made]:
+    """Yield what a function makes of every item, in their order; by several processes where there are two or more."""
+    cancel = cancel or CancelToken()
+    if workers < 2:
+        for item in items:
+            cancel.raise_if_cancelled()
+            yield function(item)
+        return
+    context = multiprocessing.get_context("spawn")  # a copy of this process could hang on a lock of torch's threads
+    with ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            for future in futures:
+                yield _result(future, cancel)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _result(future: Future[Made], cancel: CancelToken) -> Made:
+    while wait([future], _POLL).not_done:
+        cancel.raise_if_cancelled()
+    cancel.raise_if_cancelled()
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise FileError(
+            "A process that prepares studies was killed, probably as memory ran out: use fewer workers."
+        ) from error
+
+
+def _begin_worker() -> None:
+    """Leave interrupts to the parent, end when it does, and take one core."""
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_it() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
 
 
 class _CacheError(FileError):
@@ -179,10 +248,9 @@ def _read(files: StudyFiles, labels: bool) -> Study:
     study = read_study(tuple(files.scans.values()), modalities=files.scans, name=files.name)
     if not labels:
         return study
-    assert files.labels is not None
-    found = read_label_map(files.labels)
+    found = read_label_map(files.truth)
     if (largest := int(found.data.max())) > 32767:
-        raise StudyError(f"{files.labels} holds the label value {largest}: keep values between 0 and 32767.")
+        raise StudyError(f"{files.truth} holds the label value {largest}: keep values between 0 and 32767.")
     return replace(study, labels=found)
 
 
@@ -218,7 +286,7 @@ def _store(path: Path, values: NDArray[Any]) -> None:
 
 def _content_key(files: StudyFiles, spec: PreparationSpec, labels: bool) -> str:
     parts = [spec.model_dump_json()]
-    sources = sorted(files.scans.items()) + ([("labels", files.labels)] if labels and files.labels else [])
+    sources = sorted(files.scans.items()) + ([("labels", files.truth)] if labels else [])
     for modality, path in sources:
         with readable(path):
             members = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]

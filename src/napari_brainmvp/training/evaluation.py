@@ -108,10 +108,9 @@ def _measure(
     values: Mapping[int, int] | None,
     options: SegmentOptions | None,
 ) -> CaseScores:
-    if files.labels is None:
-        raise StudyError(f"{files.name} has no labels: add a file named like *_seg.nii.gz.")
+    truth_file = files.truth
     study = read_study(tuple(files.scans.values()), modalities=files.scans, name=files.name)
-    truth = read_label_map(files.labels)
+    truth = read_label_map(truth_file)
     true: NDArray[np.int64] = truth.data.astype(np.int64)
     if not truth.grid.same_as(study.grid):
         true = resample(torch.from_numpy(true), truth.grid, study.grid, "nearest").numpy()

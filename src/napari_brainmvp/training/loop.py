@@ -11,17 +11,33 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
+from filelock import FileLock, Timeout
+from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from pydantic import BaseModel
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from napari_brainmvp.errors import BrainMVPError, FileError
-from napari_brainmvp.io.atomic import write_text_atomic
-from napari_brainmvp.training.cache import Problem
+from napari_brainmvp.inference.device import TrainingPrecision, choose_precision, lightning_devices
+from napari_brainmvp.io.atomic import remove_partial, write_text_atomic
+from napari_brainmvp.training.cache import Problem, cache_folder
 
-__all__ = ["SkippedUpdates", "describe_run", "drop_rows", "log_row", "may_fail", "schedule", "update_average"]
+__all__ = [
+    "SkippedUpdates",
+    "describe_run",
+    "drop_rows",
+    "hold_run",
+    "log_row",
+    "make_fabric",
+    "may_fail",
+    "run_cache",
+    "schedule",
+    "update_average",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +162,78 @@ def drop_rows(path: Path, step: int) -> None:
     whole = [row for row in rows if row.count(",") == head.count(",") and row.split(",")[0].isdecimal()]
     kept = [row for row in whole if int(row.split(",")[0]) <= step]
     write_text_atomic(path, "".join(f"{line}\n" for line in [head, *kept] if line))
+
+
+def make_fabric(
+    accelerator: str,
+    precision: Literal["auto"] | TrainingPrecision,
+    devices: int = 1,
+    nodes: int = 1,
+    strategy: str = "auto",
+) -> Fabric:
+    """Set up Lightning's Fabric; ``accelerator`` may be ``"cuda:N"``, too, for the GPUs from number N on.
+
+    Raises
+    ------
+    BrainMVPError
+        There are not so many devices of that kind, or Lightning knows no such name.
+    """
+    kind, chosen = lightning_devices(accelerator, devices)
+    chosen_precision = choose_precision(precision, accelerator)
+    try:
+        return Fabric(accelerator=kind, devices=chosen, num_nodes=nodes, strategy=strategy, precision=chosen_precision)
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise BrainMVPError(
+            f"accelerator {accelerator}, devices {devices}, strategy {strategy}: {error} Correct the setting."
+        ) from error
+
+
+@contextmanager
+def hold_run(run: Path) -> Iterator[None]:
+    """Keep other processes from working on a run, and clear away what a killed one was writing.
+
+    Raises
+    ------
+    BrainMVPError
+        Another process works on it.
+    FileError
+        The folder cannot be made.
+    """
+    lock = FileLock(run / ".lock")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BrainMVPError(
+            f"Another process works on {run}: wait for it, stop it, or choose another folder."
+        ) from error
+    except NotImplementedError:  # some network file systems have no locks
+        logger.warning("%s lies where files cannot be locked: see to it that no other process uses it.", run)
+    except OSError as error:
+        raise FileError(f"{run} cannot be used ({error.strerror or error}): choose another folder.") from error
+    try:
+        remove_partial(run)
+        yield
+    finally:
+        lock.release()
+
+
+def run_cache(run: Path, cache: Path | None, *, keep: bool = True) -> Path:
+    """Return where the prepared studies of a run are: the cache that is named, or was when the run began, or the usual.
+
+    Parameters
+    ----------
+    run : Path
+    cache : Path or None
+    keep : bool
+        Remember a cache that is named; only one of several processes does.
+    """
+    said = run / "cache.txt"
+    if cache is None:
+        return Path(said.read_text(encoding="utf-8").strip()) if said.is_file() else cache_folder()
+    if keep:
+        write_text_atomic(said, f"{cache.expanduser().absolute()}\n")
+    return cache
 
 
 def describe_run(run: Path, spec: BaseModel, problems: Sequence[Problem]) -> None:

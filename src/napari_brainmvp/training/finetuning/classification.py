@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from napari_brainmvp.errors import BrainMVPError
-from napari_brainmvp.inference.device import choose_precision
 from napari_brainmvp.models import LoadedModel, Metric, ModelCard, NetworkSpec, save_model
 from napari_brainmvp.models.sharing import plain_name
 from napari_brainmvp.models.weights import build_network
@@ -36,7 +34,7 @@ from napari_brainmvp.training.finetuning.studies import (
 )
 from napari_brainmvp.training.finetuning.transfer import copy_classes, count_classes, encoder_of, transfer
 from napari_brainmvp.training.finetuning.validation import fit_temperature
-from napari_brainmvp.training.loop import describe_run
+from napari_brainmvp.training.loop import describe_run, make_fabric
 from napari_brainmvp.training.metrics import class_scores
 
 __all__ = ["ClassificationModel", "train_classifier"]
@@ -92,9 +90,7 @@ class _Classification:
         cancel: CancelToken | None,
     ) -> None:
         self.spec, self.run, self.source, self.progress, self.cancel = spec, run, source, progress, cancel
-        self.fabric = Fabric(
-            accelerator=spec.accelerator, devices=1, precision=choose_precision(spec.precision, spec.accelerator)
-        )
+        self.fabric = make_fabric(spec.accelerator, spec.precision)
         studies = [subject.study for subject in subjects]
         self.labels = [subject.label for subject in subjects]
         self.classes = tuple(sorted(set(self.labels)))

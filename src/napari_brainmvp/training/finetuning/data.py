@@ -69,10 +69,10 @@ def collect(
     problems: list[Problem] = []
     for source in spec.data:
         if (seeds := source.seeds) is not None:
-            found += cache_synthetic(seeds, cache, preparation, progress, cancel, labels=True)
+            found += cache_synthetic(seeds, cache, preparation, progress, cancel, labels=True, workers=spec.workers)
             continue
         files, unreadable = find_files(source)
-        studies, bad = cache_studies(files, cache, preparation, progress, cancel, labels=True)
+        studies, bad = cache_studies(files, cache, preparation, progress, cancel, labels=True, workers=spec.workers)
         found += studies
         problems += [*(Problem(name, reason) for name, reason in unreadable), *bad]
     labels = spec.labels or _describe(spec.data) or _count(found)

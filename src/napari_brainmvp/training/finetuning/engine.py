@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 from torch.utils.data import DataLoader
 
 from napari_brainmvp.errors import BrainMVPError
-from napari_brainmvp.inference.device import choose_precision
 from napari_brainmvp.io.atomic import write_text_atomic
 from napari_brainmvp.models import LoadedModel, ModelCard, NetworkSpec, find_model, load_model, name_digest, save_model
 from napari_brainmvp.models.sharing import plain_name
@@ -22,7 +20,7 @@ from napari_brainmvp.models.weights import build_network
 from napari_brainmvp.networks import SegmentationNetwork
 from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
-from napari_brainmvp.training.cache import CachedStudy, cache_folder
+from napari_brainmvp.training.cache import CachedStudy
 from napari_brainmvp.training.checkpoints import has_checkpoint
 from napari_brainmvp.training.finetuning.data import Case, LabelledCrops, choose_modalities, collect, split
 from napari_brainmvp.training.finetuning.head import Parts, fit_head, match_classes
@@ -45,7 +43,7 @@ from napari_brainmvp.training.finetuning.validation import (
     write_scores,
 )
 from napari_brainmvp.training.labels import LabelDescription
-from napari_brainmvp.training.loop import describe_run
+from napari_brainmvp.training.loop import describe_run, hold_run, make_fabric, run_cache
 from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.metrics import CaseScores
 
@@ -75,7 +73,7 @@ def finetune(
     resume : bool
         Go on from the last checkpoint; without, the folder must not hold one.
     cache : Path, optional
-        Where prepared studies are kept; default :func:`~napari_brainmvp.training.cache.cache_folder`.
+        Where prepared studies are kept; see :func:`~napari_brainmvp.training.loop.run_cache`.
     progress, cancel
         Called and asked at every step. A cancelled run writes a checkpoint first.
 
@@ -91,25 +89,27 @@ def finetune(
     Cancelled
         After the checkpoint is written.
     """
-    if not resume and (has_checkpoint(run) or (run / "model").exists()):
-        raise BrainMVPError(f"{run} already holds a run: resume it, or choose another folder.")
-    keep_freed_memory()
-    torch.set_flush_denormal(True)
-    source = None
-    if spec.init != SCRATCH:
-        entry = find_model(spec.init)
-        source = load_model(entry, entry.card.task)
-    if spec.task == "classification":
-        from napari_brainmvp.training.finetuning.classification import train_classifier
+    with hold_run(run):
+        if not resume and (has_checkpoint(run) or (run / "model").exists()):
+            raise BrainMVPError(f"{run} already holds a run: resume it, or choose another folder.")
+        folder = run_cache(run, cache)
+        keep_freed_memory()
+        torch.set_flush_denormal(True)
+        source = None
+        if spec.init != SCRATCH:
+            entry = find_model(spec.init)
+            source = load_model(entry, entry.card.task)
+        if spec.task == "classification":
+            from napari_brainmvp.training.finetuning.classification import train_classifier
 
-        return train_classifier(spec, run, source, cache or cache_folder(), progress, cancel)
-    preparation = source.card.preparation if source is not None else PreparationSpec()
-    studies, labels, problems = collect(spec, preparation, cache or cache_folder(), progress, cancel)
-    describe_run(run, spec, problems)
-    if (run / "model").exists():
-        return run / "model"
-    job = _Segmentation(spec, run, source, studies, labels, progress, cancel)
-    return job.cross_validate() if spec.folds else job.train_once()
+            return train_classifier(spec, run, source, folder, progress, cancel)
+        preparation = source.card.preparation if source is not None else PreparationSpec()
+        studies, labels, problems = collect(spec, preparation, folder, progress, cancel)
+        describe_run(run, spec, problems)
+        if (run / "model").exists():
+            return run / "model"
+        job = _Segmentation(spec, run, source, studies, labels, progress, cancel)
+        return job.cross_validate() if spec.folds else job.train_once()
 
 
 class _Segmentation:
@@ -127,9 +127,7 @@ class _Segmentation:
     ) -> None:
         self.spec, self.run, self.source, self.studies, self.labels = spec, run, source, studies, labels
         self.progress, self.cancel = progress, cancel
-        self.fabric = Fabric(
-            accelerator=spec.accelerator, devices=1, precision=choose_precision(spec.precision, spec.accelerator)
-        )
+        self.fabric = make_fabric(spec.accelerator, spec.precision)
         self.preparation = source.card.preparation if source is not None else PreparationSpec()
         self.modalities = self._modalities()
         self.network: NetworkSpec = network_spec(

@@ -89,9 +89,9 @@ class FinetuneSpec(BaseModel):
     precision : {"auto", "bf16-mixed", "32-true", "16-mixed"}
         Bfloat16 where the processor or CUDA device multiplies it, else float32: emulated, it is far slower.
     accelerator : str
-        As Lightning names it.
+        As Lightning names it; or ``"cuda:N"``, the GPU of that number.
     workers : int
-        Processes that read crops.
+        Processes that prepare studies, from 2 on, and that read crops.
     minutes : float
         Between checkpoints.
     seed : int

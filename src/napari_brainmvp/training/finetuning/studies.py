@@ -52,14 +52,14 @@ def collect_classes(
     problems: list[Problem] = []
     for source in spec.data:
         if (seeds := source.seeds) is not None:
-            made = cache_synthetic(seeds, cache, preparation, progress, cancel, labels=True)
+            made = cache_synthetic(seeds, cache, preparation, progress, cancel, labels=True, workers=spec.workers)
             subjects += [Subject(study, study.name.split("-")[1]) for study in made]
             continue
         classes = _table(source, spec)
         files, unreadable = find_files(source)
         named = [f for f in files if class_of(f.name, classes) is not None]
         problems += [Problem(f.name, "has no class in the table") for f in files if f not in named]
-        studies, bad = cache_studies(named, cache, preparation, progress, cancel)
+        studies, bad = cache_studies(named, cache, preparation, progress, cancel, workers=spec.workers)
         problems += [*(Problem(name, reason) for name, reason in unreadable), *bad]
         for study in studies:
             if spec.modalities and not set(spec.modalities) & set(study.modalities):

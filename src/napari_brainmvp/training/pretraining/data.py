@@ -68,7 +68,7 @@ def collect(
     if not every:
         why = f" The first problem: {problems[0].name}: {problems[0].reason}" if problems else ""
         raise StudyError(f"There is no study to train on in {[s.path for s in spec.data]}: check the folders.{why}")
-    count = min(spec.held_out, len(every) // 5)
+    count = min(spec.held_out, max(len(every) // 5, len(every) >= 3))
     held = {every[round((k + 0.5) * len(every) / count)].path for k in range(count)} if count else set()
     kept = [Dataset(tuple(s for s in studies if s.path not in held), weight) for studies, weight in datasets]
     return [d for d in kept if d.studies], [s for s in every if s.path in held], problems
@@ -82,9 +82,9 @@ def _prepare(
     cancel: CancelToken | None,
 ) -> tuple[list[CachedStudy], list[Problem]]:
     if (seeds := source.seeds) is not None:
-        return cache_synthetic(seeds, cache, spec.preparation, progress, cancel), []
+        return cache_synthetic(seeds, cache, spec.preparation, progress, cancel, workers=spec.workers), []
     files, unreadable = find_files(source)
-    studies, bad = cache_studies(files, cache, spec.preparation, progress, cancel)
+    studies, bad = cache_studies(files, cache, spec.preparation, progress, cancel, workers=spec.workers)
     return studies, [*(Problem(name, reason) for name, reason in unreadable), *bad]
 
 

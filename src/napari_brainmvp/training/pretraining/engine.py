@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -9,20 +10,15 @@ from lightning.fabric import Fabric
 from torch.utils.data import DataLoader
 
 from napari_brainmvp.errors import BrainMVPError
-from napari_brainmvp.inference.device import choose_precision
-from napari_brainmvp.io.atomic import write_text_atomic
 from napari_brainmvp.progress import CancelToken, ProgressCallback, no_progress
-from napari_brainmvp.training.cache import cache_folder
 from napari_brainmvp.training.checkpoints import has_checkpoint
-from napari_brainmvp.training.loop import describe_run
+from napari_brainmvp.training.loop import describe_run, hold_run, make_fabric, run_cache
 from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.pretraining.data import CropStream, collect
 from napari_brainmvp.training.pretraining.run import Run
 from napari_brainmvp.training.pretraining.spec import PretrainingSpec
 
 __all__ = ["pretrain"]
-
-_CACHE = "cache.txt"
 
 
 def pretrain(
@@ -45,8 +41,7 @@ def pretrain(
     resume : bool
         Go on from the last checkpoint, or start where there is none; without, the folder must not hold one.
     cache : Path, optional
-        Where prepared studies are kept; default, when resuming, where the run kept them, else
-        :func:`~napari_brainmvp.training.cache.cache_folder`.
+        Where prepared studies are kept; see :func:`~napari_brainmvp.training.loop.run_cache`.
     progress, cancel
         Called, in the first process, and asked at every step. A cancelled run writes a checkpoint first.
 
@@ -58,32 +53,39 @@ def pretrain(
     Raises
     ------
     BrainMVPError
-        The folder holds another run, there is nothing to train on, no checkpoint can be read, the last one cannot be
-        written, or the loss is no longer finite.
+        The folder holds another run or is in use, there is nothing to train on, no checkpoint can be read, the last one
+        cannot be written, or the loss is no longer finite.
     Cancelled
         After the checkpoint is written.
     """
-    fabric = Fabric(
-        accelerator=spec.accelerator,
-        devices=spec.devices,
-        num_nodes=spec.nodes,
-        strategy=spec.strategy,
-        precision=choose_precision(spec.precision, spec.accelerator),
-    )
+    fabric = make_fabric(spec.accelerator, spec.precision, spec.devices, spec.nodes, spec.strategy)
     fabric.launch()
     if fabric.device.type == "cpu":
         keep_freed_memory()
         torch.set_flush_denormal(True)
+    with hold_run(run) if fabric.global_rank == 0 else nullcontext():
+        return _work(fabric, spec, run, resume, cache, progress, cancel)
+
+
+def _work(
+    fabric: Fabric,
+    spec: PretrainingSpec,
+    run: Path,
+    resume: bool,
+    cache: Path | None,
+    progress: ProgressCallback,
+    cancel: CancelToken | None,
+) -> Path:
+    """Prepare, train and write the model, as one of several processes."""
     if not resume and has_checkpoint(run):
         raise BrainMVPError(f"{run} already holds a run: resume it, or choose another folder.")
-    cache, first = cache or (_kept_cache(run) if resume else None), fabric.global_rank == 0
+    first = fabric.global_rank == 0
+    folder = run_cache(run, cache, keep=first)
     with fabric.rank_zero_first():  # the others find everything prepared
         report = progress if first else no_progress
-        datasets, held_out, problems = collect(spec, cache or cache_folder(), report, cancel)
+        datasets, held_out, problems = collect(spec, folder, report, cancel)
     if first:
         describe_run(run, spec, problems)
-        if cache:
-            write_text_atomic(run / _CACHE, f"{cache.expanduser().absolute()}\n")
     trainer = Run(fabric, spec, run, held_out)
     step = trainer.restore() if resume else 0
     stream = CropStream(datasets, spec, step * spec.accumulate, fabric.global_rank, fabric.world_size)
@@ -91,9 +93,3 @@ def pretrain(
     trainer.train(loader, step, progress, cancel)
     fabric.barrier()
     return trainer.finish(sum(len(d.studies) for d in datasets)) if first else run / "model"
-
-
-def _kept_cache(run: Path) -> Path | None:
-    """Return the cache that a run was started with, where it was not the usual one."""
-    path = run / _CACHE
-    return Path(path.read_text(encoding="utf-8").strip()) if path.is_file() else None

@@ -107,12 +107,18 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if scale := state.get("precision"):
+            self.fabric.strategy.precision.load_state_dict(scale)
         return int(state["step"])
 
     def save(self, step: int) -> None:
         """Write a checkpoint."""
-        optimiser = self.optimiser.state_dict()
-        state = {"model": self.model.state_dict(), "average": self.average.state_dict(), "optimiser": optimiser}
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),  # the scale of float16's gradients
+        }
         save_checkpoint(self.run, step, state)
 
     def train(self, loader: DataLoader[Any], step: int, progress: ProgressCallback, cancel: CancelToken | None) -> None:

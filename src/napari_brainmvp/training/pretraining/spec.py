@@ -26,7 +26,7 @@ class PretrainingSpec(BaseModel):
     modalities : tuple of str
         Modalities that are learned; scans of others are left aside.
     held_out : int
-        Studies kept back for validation, at most a fifth of all.
+        Studies kept back for validation: at most a fifth of all, or one of three or four; none of fewer.
     init : str
         Pre-trained model to go on from, by name or folder, with the same modalities and networks; empty for random
         weights.
@@ -77,9 +77,9 @@ class PretrainingSpec(BaseModel):
     compile : bool
         Use ``torch.compile``.
     accelerator, devices, nodes, strategy
-        As Lightning names them.
+        As Lightning names them; or ``"cuda:N"``, the GPUs from that number on.
     workers : int
-        Processes that read crops.
+        Processes that prepare studies, from 2 on, and that read crops.
     minutes : float
         Between checkpoints.
     validate_every : int

@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
-from napari_brainmvp.training.pretraining.spec import PretrainingSpec
+from napari_brainmvp.training.pretraining.spec import PretrainingSpec, read_spec
 from napari_brainmvp.training.sources import DataSource, find_files
 
 __all__ = ["Estimate", "Survey", "estimate", "measure_pace", "survey"]
@@ -102,17 +103,22 @@ class Estimate:
     gigabytes: float
 
 
-_COST = {"compact": 1.0, "small": 4.0}
-"""Of a voxel, in those of the compact encoder."""
-_BYTES_A_VOXEL = {"compact": 3.8e3, "small": 1.13e4}
+_BYTES_A_VOXEL = {
+    ("compact", "skips"): 7.5e3,
+    ("compact", "plain"): 2.5e3,
+    ("small", "skips"): 2.1e4,
+    ("small", "plain"): 7e3,
+}
 _BASE_GIGABYTES = {"compact": 0.6, "small": 1.1}
-"""Of a sample, and before any sample: ``benchmarks/training_estimates.py``, crops of 32 and 64."""
+"""Of a sample, and before any sample: ``benchmarks/training_estimates.py`` in float32, crops of 32 and 64."""
+_TEMPLATE_COPIES = 6
+"""Templates, their gradients, their optimiser's two moments, their average, and a checkpoint of all that."""
 _PREPARING = 5.0
 """Seconds to read or make, and to prepare a study."""
 
 
-def measure_pace(cancel: CancelToken | None = None) -> float:
-    """Time updates of the ``compact`` recipe on this machine's processor: seconds a voxel, the better of two.
+def measure_pace(recipe: str = "compact", cancel: CancelToken | None = None) -> float:
+    """Time updates of a recipe on this machine's processor: seconds a voxel, the better of two.
 
     Processors differ tenfold, with the instructions they have; so nothing but a measurement tells. It takes some
     seconds, in a process of its own: torch counts its threads for a whole process, and others may be computing in this
@@ -125,7 +131,10 @@ def measure_pace(cancel: CancelToken | None = None) -> float:
     BrainMVPError
         The process ended otherwise.
     """
-    code = f"import os; hasattr(os, 'nice') and os.nice(19); from {__name__} import time_update; print(time_update())"
+    code = (
+        f"import os; hasattr(os, 'nice') and os.nice(19); "
+        f"from {__name__} import time_update; print(time_update({recipe!r}))"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         try:
             while process.poll() is None:
@@ -140,7 +149,7 @@ def measure_pace(cancel: CancelToken | None = None) -> float:
     return float(said)
 
 
-def time_update() -> float:
+def time_update(recipe: str) -> float:
     """Do what :func:`measure_pace` measures, in this process and on one thread.
 
     What counts is the processor time of that thread, so that it does not matter what else runs; the cores are taken to
@@ -151,7 +160,8 @@ def time_update() -> float:
     from napari_brainmvp.inference.device import choose_precision
     from napari_brainmvp.training.pretraining.model import PretrainingModel
 
-    spec = PretrainingSpec()
+    small = PretrainingSpec()  # a crop that is soon done
+    spec = read_spec(None, recipe, {"crop": small.crop, "template_shape": small.template_shape})
     half = choose_precision(spec.precision, "cpu") == "bf16-mixed"
     model, edge, count = PretrainingModel(spec).train(), spec.crop, len(spec.modalities)
     batch = {
@@ -183,9 +193,10 @@ def estimate(spec: PretrainingSpec, studies: int, pace: float) -> Estimate:
     studies : int
         How many have to be prepared first.
     pace : float
-        Of this machine, see :func:`measure_pace`.
+        Of this machine with the same networks, see :func:`measure_pace`.
     """
     voxels = spec.batch * spec.crop**3
-    trained = spec.max_steps * spec.accumulate * voxels * _COST[spec.encoder]
-    memory = _BASE_GIGABYTES[spec.encoder] + voxels * _BYTES_A_VOXEL[spec.encoder] / 1e9
-    return Estimate(trained * pace + studies * _PREPARING, memory)
+    trained = spec.max_steps * spec.accumulate * voxels
+    templates = 4 * _TEMPLATE_COPIES * len(spec.modalities) * prod(spec.template_shape)
+    memory = _BASE_GIGABYTES[spec.encoder] + (templates + voxels * _BYTES_A_VOXEL[spec.encoder, spec.decoder]) / 1e9
+    return Estimate(trained * pace + studies * _PREPARING / max(1, spec.workers), memory)
