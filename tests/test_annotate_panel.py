@@ -270,6 +270,22 @@ def test_a_value_no_class_has_becomes_a_class(panel, view, qtbot):
     assert view.layer.selected_label == 7
 
 
+def test_regions_said_in_the_panel_are_the_project_s(panel, qtbot, tmp_path):
+    qtbot.mouseClick(panel.classes.add, Qt.MouseButton.LeftButton)
+    assert not panel.classes.learned.isVisible()
+    qtbot.mouseClick(panel.classes.regions, Qt.MouseButton.LeftButton)
+    dialog = panel.classes.dialog
+    qtbot.mouseClick(dialog.add, Qt.MouseButton.LeftButton)
+    for column in (1, 2):
+        dialog.table.item(0, column).setCheckState(Qt.CheckState.Checked)
+    dialog.accept()
+    assert panel.project.regions == {"Region 1": (2, 3)}
+    assert "learns regions: Region 1" in panel.classes.learned.text()
+    panel.open_project(tmp_path / "project")
+    assert panel.project.regions == {"Region 1": (2, 3)}
+    assert panel.classes.learned.isVisible()
+
+
 def test_opening_the_project_again_restores_the_strokes(panel, view, viewer, qtbot, tmp_path):
     both(panel, qtbot)
     saved = native(view.layer).copy()

@@ -135,16 +135,14 @@ class FinetuneRow(QWidget):
         features, labels, others = view.probe.predictor.features, view.labels.copy(), view.probe.others
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-            from napari_brainmvp.annotation.comparison import as_classes, check_unseen, compare, newest_model
-            from napari_brainmvp.inference import segment
+            from napari_brainmvp.annotation.comparison import check_unseen, compare, newest_model, predict_classes
 
             entry = newest_model(project)
             if entry is None:
                 raise StudyError("No model was fine-tuned on this project yet: fine-tune one first.")
             check_unseen(entry.card, view.name)
-            found = segment(view.study, entry.card.name, progress=progress, cancel=cancel)
-            values = as_classes(found.labels, entry.card, project.classes)
-            return entry.card.name, compare(features, labels, values, project.classes, others)
+            values = predict_classes(view.study, entry, project.classes, progress, cancel)
+            return entry.card.name, compare(features, labels, values, project.classes, others, project.regions)
 
         self._run(run, "Comparing…", lambda found: self._ended(_verdict(*found)))
 
