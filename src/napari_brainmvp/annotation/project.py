@@ -214,6 +214,12 @@ class AnnotationProject:
                 self._histories[name] = LabelHistory(folder, shape, self._writable)
             return self._histories[name]
 
+    def painted_on(self) -> list[str]:
+        """List the studies with strokes, by what lies on the disk: labels that nobody has opened yet are not read."""
+        known, folder = self._histories, self.folder / "labels"
+        names = [s.name for s in self.studies]
+        return [n for n in names if (known[n].stroke > 0 if n in known else (folder / n).is_dir())]
+
     def set_classes(self, classes: tuple[LabelClass, ...]) -> None:
         """Replace the classes.
 
