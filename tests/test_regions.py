@@ -152,8 +152,9 @@ def test_a_model_learns_the_regions_and_its_answer_has_the_project_s_values(proj
     assert (entry.card.activation, [label.name for label in entry.card.labels]) == ("sigmoid", list(BRATS))
     assert {m.name.split(", ")[1] for m in entry.card.metrics} <= set(BRATS)
     found = predict_classes(study, entry, project.classes)
-    assert found.shape == study.grid.shape
-    assert set(np.unique(found)) <= {1, 2, 3, 5}
+    assert found.model == "mine"
+    assert found.labels.shape == found.uncertainty.shape == study.grid.shape
+    assert set(np.unique(found.labels)) <= {1, 2, 3, 5}
 
 
 def regions_card(regions: dict[str, tuple[int, ...]]):

@@ -25,6 +25,7 @@ from napari_brainmvp.training.metrics import region_scores
 
 __all__ = [
     "Comparison",
+    "ModelPrediction",
     "as_classes",
     "check_unseen",
     "compare",
@@ -61,6 +62,25 @@ class Comparison:
         return float(np.mean(list(self.model.values()))) > float(np.mean(list(self.probe.values())))
 
 
+@dataclass(frozen=True, eq=False)
+class ModelPrediction:
+    """What a model finds in a study, in the project's terms and on the study's own grid.
+
+    Parameters
+    ----------
+    model : str
+        Its name.
+    labels : ndarray of shape (i, j, k), int64
+        Values of the project's classes, the background's among them.
+    uncertainty : ndarray of shape (i, j, k), float16
+        0 certain, 1 undecided.
+    """
+
+    model: str
+    labels: NDArray[np.int64]
+    uncertainty: NDArray[np.float16]
+
+
 def newest_model(project: AnnotationProject) -> ModelEntry | None:
     """Find the model that was fine-tuned on this project last."""
     found, exported = [], {path_digest(path) for path in (project.folder / "datasets").glob("*")}
@@ -85,8 +105,8 @@ def predict_classes(
     classes: Sequence[LabelClass],
     progress: ProgressCallback = no_progress,
     cancel: CancelToken | None = None,
-) -> NDArray[np.int64]:
-    """Segment a study and give the result the project's values, on the study's own grid.
+) -> ModelPrediction:
+    """Segment a study and give the result the project's values.
 
     Raises
     ------
@@ -94,11 +114,15 @@ def predict_classes(
         The model knows none of the classes, or the study has none of its modalities.
     Cancelled
     """
-    options = SegmentOptions(probabilities=entry.card.activation == "sigmoid")
+    card = entry.card
+    options = SegmentOptions(probabilities=card.activation == "sigmoid", uncertainty=True)
     found = segment(study, entry.folder, options, progress, cancel)
+    assert found.uncertainty is not None, "asked for"
     if found.probabilities is None:
-        return as_classes(found.labels, entry.card, classes)
-    return region_classes(found.probabilities, entry.card, classes)
+        labels = as_classes(found.labels, card, classes)
+    else:
+        labels = region_classes(found.probabilities, card, classes)
+    return ModelPrediction(card.name, labels, found.uncertainty.astype(np.float16))
 
 
 def as_classes(found: NDArray[Any], card: ModelCard, classes: Sequence[LabelClass]) -> NDArray[np.int64]:

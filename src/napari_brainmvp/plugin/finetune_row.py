@@ -25,7 +25,7 @@ from napari_brainmvp.training.finetuning.spec import PRESETS, FinetuneSpec, read
 from napari_brainmvp.training.sources import DataSource
 
 if TYPE_CHECKING:
-    from napari_brainmvp.annotation.comparison import Comparison
+    from napari_brainmvp.annotation.comparison import Comparison, ModelPrediction
 
 __all__ = ["FinetuneRow"]
 
@@ -35,6 +35,11 @@ _TIPS = {
     "classification": "Train a model to tell the classes of the studies as a whole, as a background job (Alt+M)",
 }
 
+_USE_MODEL = (
+    "Show what the model predicts on this study in place of the probe, to be taken over where it is right. Your "
+    "strokes stay as they are. The next stroke that is followed, or Update now, shows the probe again."
+)
+_USE_PROBE = "Show what the probe predicts again."
 _FEW = range(2, 11)
 """Studies of which the fifth that is held out otherwise, or slices of each, tell too little of the model."""
 _FOLDS = 3
@@ -53,12 +58,14 @@ class FinetuneRow(QWidget):
         super().__init__()
         self._project: AnnotationProject | None = None
         self._view: AnnotationView | None = None
+        self._better: tuple[AnnotationView, ModelPrediction] | None = None
         self._work: Work | None = None
         self._timer = MachineTimer()
         self.task, self.preset = QComboBox(), QComboBox()
         self.cross = QCheckBox("Measure by cross-validation")
         self.button = QPushButton("Fine-tune")
         self.compare = QPushButton("Probe or model?")
+        self.use = QPushButton("Use the model")
         self.status = quiet("")
         for box in (self.task, self.preset):
             box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -79,6 +86,8 @@ class FinetuneRow(QWidget):
             "others, or the model that was fine-tuned on this project last?"
         )
         self.compare.clicked.connect(self.find_better)
+        self.use.hide()
+        self.use.clicked.connect(self._swap)
         self._timer.timed.connect(self._say_times)
         self._timer.failed.connect(self._untimed)
         layout = QVBoxLayout(self)
@@ -90,6 +99,7 @@ class FinetuneRow(QWidget):
                 row.addWidget(part, share)
             layout.addLayout(row)
         layout.addWidget(self.status)
+        layout.addWidget(self.use)
 
     def set_project(self, project: AnnotationProject | None, view: AnnotationView | None) -> None:
         """Train on this project, and compare on the study that is painted on."""
@@ -98,6 +108,7 @@ class FinetuneRow(QWidget):
         self.button.setEnabled(idle and project is not None and not project.read_only)
         ready = view is not None and view.probe.predictor is not None
         self.compare.setEnabled(idle and ready)
+        self._offer_model()
         if ready:  # not before: reading the study goes first
             self._timer.start()
         self._offer()
@@ -177,10 +188,36 @@ class FinetuneRow(QWidget):
             if entry is None:
                 raise StudyError("No model was fine-tuned on this project yet: fine-tune one first.")
             check_unseen(entry.card, view.name)
-            values = predict_classes(view.study, entry, project.classes, progress, cancel)
-            return entry.card.name, compare(features, labels, values, project.classes, others, project.regions)
+            found = predict_classes(view.study, entry, project.classes, progress, cancel)
+            return found, compare(features, labels, found.labels, project.classes, others, project.regions)
 
-        self._run(run, "Comparing…", lambda found: self._ended(_verdict(*found)))
+        self._run(run, "Comparing…", lambda made: self._compared(view, *made))
+
+    def _compared(self, view: AnnotationView, found: ModelPrediction, comparison: Comparison) -> None:
+        """Say which is better, and keep what the model predicts where that is it."""
+        self._better = (view, found) if comparison.model_is_better else None
+        if not comparison.model_is_better and view is self._view and view.model:
+            view.use_probe()
+        self._ended(_verdict(found.model, comparison))
+
+    def _offer_model(self) -> None:
+        """Offer the model, or the way back, on the study on which it was found better."""
+        view = self._view
+        if self._better is not None and self._better[0] is not view:
+            self._better = None
+        self.use.setVisible(self._better is not None)
+        shown = view is not None and bool(view.model)
+        self.use.setText("Use the probe" if shown else "Use the model")
+        self.use.setToolTip(_USE_PROBE if shown else _USE_MODEL)
+
+    def _swap(self) -> None:
+        if self._better is None:
+            return
+        view, found = self._better
+        if view.model:
+            view.use_probe()
+        else:
+            view.use_model(found)
 
     def _run(self, function: Callable[..., Any], doing: str, done: Callable[[Any], None]) -> None:
         self._work = work = Work(function)
@@ -215,7 +252,7 @@ class FinetuneRow(QWidget):
 
 def _verdict(name: str, found: Comparison) -> str:
     probe, model = (sum(scores.values()) / len(scores) for scores in (found.probe, found.model))
-    better = "The model is better: use it in the Segment tab" if found.model_is_better else "The probe is better: go on"
+    better = "The model is better here: use it" if found.model_is_better else "The probe is better: go on"
     return f"Mean Dice on {found.slices} painted slices: probe {probe:.2f}, {name} {model:.2f}. {better}."
 
 
