@@ -102,7 +102,7 @@ def test_studies_that_cannot_be_read_are_named_and_the_rest_is_trained_on(row, p
 
 
 def test_few_studies_are_measured_by_cross_validation_where_one_asks_for_it(row, project, qtbot, tmp_path, monkeypatch):
-    monkeypatch.setattr(MachineTimer, "_known", 1e-5)
+    monkeypatch.setattr(MachineTimer, "pace", 1e-5)
     assert not row.cross.isVisible()  # one study with strokes
     for name in ("case-1", "case-2"):
         project.labels(name).record(strokes())
