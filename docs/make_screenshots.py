@@ -161,9 +161,9 @@ def annotation() -> None:
         settle(1)
         viewer.screenshot(str(OUT / "annotate_strokes.png"), canvas_only=False, flash=False)
         for _ in range(3):
-            wrong = lesion[k] & (panel.view._prediction.data[k] == 1)
+            wrong = lesion[k] & (viewer.layers["Prediction"].data[k] == 1)
             missed = lesion[k] & ~wrong
-            row, errors = (1, wrong) if wrong.sum() > 50 else (0, (panel.view._prediction.data[k] == 2) & ~missed)
+            row, errors = (1, wrong) if wrong.sum() > 50 else (0, (viewer.layers["Prediction"].data[k] == 2) & ~missed)
             _draw(panel, k, row, np.argwhere(errors))
             while panel.view.probe.busy:
                 settle(0.2)

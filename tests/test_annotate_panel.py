@@ -1,5 +1,6 @@
 """The Annotate panel in a real viewer: strokes, corrections, a killed viewer, two windows on one project."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from qtpy.QtCore import Qt
 from vispy.app.canvas import MouseEvent
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
+from models_for_tests import COLORS, NAMES, tiny_model
+from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.plugin.layers import study_layers
@@ -270,6 +273,22 @@ def test_a_value_no_class_has_becomes_a_class(panel, view, qtbot):
     assert view.layer.selected_label == 7
 
 
+def test_regions_said_in_the_panel_are_the_project_s(panel, qtbot, tmp_path):
+    qtbot.mouseClick(panel.classes.add, Qt.MouseButton.LeftButton)
+    assert not panel.classes.learned.isVisible()
+    qtbot.mouseClick(panel.classes.regions, Qt.MouseButton.LeftButton)
+    dialog = panel.classes.dialog
+    qtbot.mouseClick(dialog.add, Qt.MouseButton.LeftButton)
+    for column in (1, 2):
+        dialog.table.item(0, column).setCheckState(Qt.CheckState.Checked)
+    dialog.accept()
+    assert panel.project.regions == {"Region 1": (2, 3)}
+    assert "learns regions: Region 1" in panel.classes.learned.text()
+    panel.open_project(tmp_path / "project")
+    assert panel.project.regions == {"Region 1": (2, 3)}
+    assert panel.classes.learned.isVisible()
+
+
 def test_opening_the_project_again_restores_the_strokes(panel, view, viewer, qtbot, tmp_path):
     both(panel, qtbot)
     saved = native(view.layer).copy()
@@ -380,6 +399,125 @@ def test_a_model_grows_from_the_strokes_and_is_compared_on_the_next_study(panel,
     qtbot.mouseClick(part.compare, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: "Mean Dice on 2 painted slices" in part.status.text(), timeout=90_000)
     assert name in part.status.text()
+
+
+@pytest.fixture
+def known(panel, qtbot, tmp_path, home):
+    """A model of the project, and a study painted on two slices exactly as that model finds it: no probe knows that."""
+    from napari_brainmvp.annotation.comparison import newest_model, predict_classes
+    from napari_brainmvp.training.finetuning import FinetuneSpec
+
+    data = tmp_path / "project" / "datasets" / "one"
+    data.mkdir(parents=True)
+    recipe = FinetuneSpec(data=({"path": str(data)},)).recipe()
+    tiny_model(home / "models", "mine", training={"recipe": recipe})
+    named = (LabelClass(value=k + 2, name=name, color=COLORS[k]) for k, name in enumerate(NAMES))
+    panel.project.set_classes((default_classes()[0], *named))
+    begin(panel, qtbot)
+    found = predict_classes(panel.view.study, newest_model(panel.project), panel.project.classes)
+    paint(panel, qtbot, on_slices(found.labels))
+    return found
+
+
+def on_slices(values: np.ndarray, every: int = 2) -> np.ndarray:
+    """Every other voxel of two slices."""
+    labels = np.zeros_like(values)
+    for k in (MIDDLE, MIDDLE + 4):
+        labels[::every, ::every, k] = values[::every, ::every, k]
+    return labels
+
+
+def paint(panel, qtbot, labels: np.ndarray) -> None:
+    with qtbot.waitSignal(panel.view.probe.updated, timeout=60_000, check_params_cb=lambda whole: whole):
+        native(panel.view.layer)[...] = labels
+        panel.view.layer.events.paint(value=[])
+    qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
+
+
+def better(panel, qtbot) -> str:
+    part = panel.finetune
+    part.status.clear()
+    qtbot.mouseClick(part.compare, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: "Mean Dice" in part.status.text(), timeout=90_000)
+    return part.status.text().split(". ", 1)[1]
+
+
+def test_the_better_model_takes_over_until_the_next_stroke(panel, known, viewer, qtbot, home):
+    part, view, layer = panel.finetune, panel.view, panel.view.layer
+    assert not part.use.isVisible()
+    probe = native(viewer.layers["Prediction"]).copy()
+    assert "model is better" in better(panel, qtbot)
+    assert part.use.isVisible()
+    np.testing.assert_array_equal(native(viewer.layers["Prediction"]), probe)  # nothing changes unasked
+    shutil.rmtree(home / "models" / "mine")  # what it found is kept: the model is not run again
+    qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
+    np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), known.labels)
+    np.testing.assert_array_equal(native(viewer.layers["Uncertainty"]), known.uncertainty)
+    assert "prediction of mine, not the probe's" in panel.status.text()
+    assert part.use.text() == "Use the probe"
+
+    viewer.dims.set_point(0, layer.data_to_world((MIDDLE, 0, 0))[0])
+    before = native(layer)[..., MIDDLE].copy()
+    here = known.labels[..., MIDDLE]
+    i, j = next((i, j) for i, j in np.argwhere((before == 0) & (here > 1)))
+    viewer.cursor.position = layer.data_to_world((MIDDLE, j, i))
+    panel.tools["take_over_part"].click()
+    taken = native(layer)[..., MIDDLE]
+    assert taken[i, j] == here[i, j]
+    new = (taken != before) & (before == 0)
+    np.testing.assert_array_equal(taken[new], here[new])
+    np.testing.assert_array_equal(taken[before != 0], before[before != 0])
+    assert "Shown is the prediction of mine" in panel.status.text()  # it goes on being shown, to take over more of it
+    np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), known.labels)
+
+    qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: not view.probe.busy, timeout=60_000)
+    assert part.use.text() == "Use the model"
+    assert np.shares_memory(native(viewer.layers["Prediction"]), view.probe.prediction)
+    qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
+    np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), known.labels)
+    with qtbot.waitSignal(view.probe.updated, timeout=60_000, check_params_cb=lambda whole: whole):
+        stroke(panel, qtbot, 2)
+    assert (view.model, part.use.text()) == ("", "Use the model")
+    np.testing.assert_array_equal(native(viewer.layers["Prediction"]), view.probe.prediction)
+    assert (view.probe.prediction != known.labels).any()
+    assert "follows your strokes" in panel.status.text()
+
+
+def test_taking_over_from_a_model_never_paints_over_a_stroke(panel, known, viewer, qtbot):
+    view, layer = panel.view, panel.view.layer
+    wrong = np.where(known.labels > 1, 1, 2)
+    better(panel, qtbot)
+    panel.live.setChecked(False)
+    native(layer)[10:20, 10:20, MIDDLE + 1] = wrong[10:20, 10:20, MIDDLE + 1]
+    layer.events.paint(value=[])
+    painted = native(layer).copy()
+    qtbot.mouseClick(panel.finetune.use, Qt.MouseButton.LeftButton)
+    for k in (MIDDLE, MIDDLE + 1):
+        viewer.dims.set_point(0, layer.data_to_world((k, 0, 0))[0])
+        panel.tools["take_over_slice"].click()
+    both_slices = native(layer)[..., MIDDLE : MIDDLE + 2]
+    before, found = painted[..., MIDDLE : MIDDLE + 2], known.labels[..., MIDDLE : MIDDLE + 2]
+    np.testing.assert_array_equal(both_slices, np.where(before != 0, before, found))
+    np.testing.assert_array_equal(panel.project.labels("case").labels, native(layer))
+    panel.tools["undo"].click()
+    assert view.model == "mine"  # what was taken over by mistake can be taken back
+    panel.tools["update_now"].click()
+    assert view.model == ""
+    qtbot.waitUntil(lambda: not view.probe.busy, timeout=60_000)
+
+
+def test_where_the_probe_is_better_no_model_is_offered_and_one_that_is_shown_gives_way(panel, known, viewer, qtbot):
+    better(panel, qtbot)
+    qtbot.mouseClick(panel.finetune.use, Qt.MouseButton.LeftButton)
+    panel.live.setChecked(False)
+    native(panel.view.layer)[...] = on_slices(np.where(truth() == 2, 3, truth()).astype(np.int64))
+    panel.view.layer.events.paint(value=[])
+    assert panel.view.model == "mine"
+    assert "probe is better" in better(panel, qtbot)
+    assert not panel.finetune.use.isVisible()
+    assert panel.view.model == ""
+    np.testing.assert_array_equal(native(viewer.layers["Prediction"]), panel.view.probe.prediction)
 
 
 def test_a_second_window_is_told_and_cannot_paint(panel, view, make_napari_viewer, qtbot, tmp_path, monkeypatch):

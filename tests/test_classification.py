@@ -384,6 +384,15 @@ def test_more_studies_are_fine_tuned_and_measured_on_held_out_ones(home, data, t
         spec_for(data, probe_up_to=0, encoder_rate=1.0, max_steps=1, folds=3), tmp_path / "f", cache=tmp_path / "cache"
     )
     assert find_model(folds).card.metrics[0].n == 9
+    for name in ("sub-03", "sub-06"):  # one patient is left: a network that has not seen it cannot know patients
+        shutil.rmtree(data / name)
+    options = {"size": (16, 16, 16), "max_steps": 1, "encoder_rate": 1.0}
+    for more in ({"probe_up_to": 0}, {}):  # trained, and a linear probe
+        one = finetune(
+            spec_for(data, folds=3, **options, **more), tmp_path / f"one{len(more)}", cache=tmp_path / "cache"
+        )
+        metric = find_model(one).card.metrics[0]
+        assert (metric.data, metric.n in (4, 5)) == ("3-fold cross-validation", True)
     with pytest.raises(BrainMVPError, match="resume"):
         finetune(spec_for(data), run, cache=tmp_path / "cache")
 

@@ -17,6 +17,7 @@ from napari_brainmvp.io import read_study
 from napari_brainmvp.jobs import jobs_folder, list_jobs
 from napari_brainmvp.models import find_model
 from napari_brainmvp.plugin.finetune_row import FinetuneRow
+from napari_brainmvp.plugin.machine_timer import MachineTimer
 from napari_brainmvp.training.finetuning import FinetuneSpec, finetune, spec
 from napari_brainmvp.training.finetuning.cost import estimate_seconds
 
@@ -62,7 +63,7 @@ def submit(row: FinetuneRow, qtbot, task: str = "segmentation") -> FinetuneSpec:
 
 def test_a_classification_model_grows_from_the_classes_of_the_studies(row, project, qtbot, tmp_path):
     asked = submit(row, qtbot, "classification")
-    assert asked.task == "classification"
+    assert (asked.task, asked.folds) == ("classification", 0)
     data = Path(asked.data[0].path)
     assert (data.parent, data.name) == (project.folder / "datasets", "project-classes-1")
     made = finetune(asked, tmp_path / "run", cache=tmp_path / "cache")
@@ -95,9 +96,40 @@ def test_studies_that_cannot_be_read_are_named_and_the_rest_is_trained_on(row, p
     project.labels("case-1").record(strokes())
     shutil.rmtree(tmp_path / "case-1")
     asked = submit(row, qtbot)
-    assert asked.task == "segmentation"
+    assert (asked.task, asked.folds) == ("segmentation", 0)
     assert [p.name for p in Path(asked.data[0].path).iterdir() if p.is_dir()] == ["case-0"]
     assert "case-1" in row.status.text()
+
+
+def test_few_studies_are_measured_by_cross_validation_where_one_asks_for_it(row, project, qtbot, tmp_path, monkeypatch):
+    monkeypatch.setattr(MachineTimer, "pace", 1e-5)
+    assert not row.cross.isVisible()  # one study with strokes
+    for name in ("case-1", "case-2"):
+        project.labels(name).record(strokes())
+    row.set_project(project, None)
+    assert row.cross.isVisible()
+    assert not row.cross.isChecked()
+    assert "about 4 times as long" in row.cross.toolTip()
+    row.preset.setCurrentIndex(1)
+    once = row.preset.currentText()
+    row.cross.setFocus()
+    qtbot.keyClick(row.cross, Qt.Key.Key_Space)
+    assert row.cross.isChecked()
+    assert row.preset.currentText() != once
+    row.preset.setCurrentIndex(0)
+    asked = submit(row, qtbot)
+    assert asked.folds == 3
+    small = asked.model_copy(update={"crop": 16})
+    card = find_model(finetune(small, tmp_path / "run", cache=tmp_path / "cache")).card
+    assert {(m.data, m.n) for m in card.metrics} == {("3-fold cross-validation", 3)}
+    shutil.rmtree(tmp_path / "case-2")
+    assert submit(row, qtbot).folds == 2  # one of three cannot be read
+    project.set_groups({"case-3": ""})
+    row.task.setCurrentIndex(1)
+    assert not row.cross.isVisible()  # a linear probe is measured so anyway
+    row.preset.setCurrentIndex(row.preset.findData("paper"))
+    assert row.cross.isVisible()
+    assert "of the 3 studies" in row.cross.toolTip()
 
 
 def test_the_time_is_of_this_machine(row, qtbot):
@@ -117,3 +149,16 @@ def test_the_estimate_is_what_was_measured():
     asked = spec.read_spec("minutes", {})
     assert estimate_seconds(asked, 3, 1.06e-5) / 60 == pytest.approx(8, rel=0.1)
     assert estimate_seconds(spec.read_spec("paper", {}), 12, 1e-5) > 2 * estimate_seconds(asked, 12, 1e-5)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_the_estimate_counts_the_folds(task):
+    def trained(preset: str, studies: int, **changes) -> float:
+        asked = spec.read_spec(preset, {"task": task, **changes})
+        return estimate_seconds(asked, studies, 1e-5) - estimate_seconds(asked, studies, 0)
+
+    hour = {"probe_up_to": 0}  # steps as they are, however many studies there are
+    assert trained("hour", 4, folds=3, **hour) == pytest.approx(4 * trained("hour", 4, **hour))
+    assert trained("hour", 2, folds=3, **hour) == pytest.approx(3 * trained("hour", 2, **hour))
+    # steps by the number of studies: each of three folds has two thirds of them
+    assert trained("paper", 12, folds=3) == pytest.approx(3 * trained("paper", 12))

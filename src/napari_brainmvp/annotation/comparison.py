@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,33 @@ from napari_brainmvp.annotation.features import StudyFeatures
 from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import StudyError
+from napari_brainmvp.inference import SegmentOptions, segment
 from napari_brainmvp.models import ModelCard, ModelEntry, list_models, name_digest
 from napari_brainmvp.models.sharing import path_digest, without_paths
+from napari_brainmvp.progress import CancelToken, ProgressCallback, no_progress
+from napari_brainmvp.study import Study
+from napari_brainmvp.training.labels import LabelDescription
 from napari_brainmvp.training.metrics import region_scores
 
-__all__ = ["Comparison", "as_classes", "check_unseen", "compare", "newest_model"]
+__all__ = [
+    "Comparison",
+    "ModelPrediction",
+    "as_classes",
+    "check_unseen",
+    "compare",
+    "newest_model",
+    "predict_classes",
+    "region_classes",
+]
 
 _FOLDS = 3
+_RARE = 1e-3
+"""Probability below which, and one minus which above, a region is not told from one that is certain."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Dice on the labelled voxels of a study, by class name, background aside.
+    """Dice on the labelled voxels of a study, by name of class or region, background aside.
 
     Parameters
     ----------
@@ -46,6 +62,25 @@ class Comparison:
         return float(np.mean(list(self.model.values()))) > float(np.mean(list(self.probe.values())))
 
 
+@dataclass(frozen=True, eq=False)
+class ModelPrediction:
+    """What a model finds in a study, in the project's terms and on the study's own grid.
+
+    Parameters
+    ----------
+    model : str
+        Its name.
+    labels : ndarray of shape (i, j, k), int64
+        Values of the project's classes, the background's among them.
+    uncertainty : ndarray of shape (i, j, k), float16
+        0 certain, 1 undecided.
+    """
+
+    model: str
+    labels: NDArray[np.int64]
+    uncertainty: NDArray[np.float16]
+
+
 def newest_model(project: AnnotationProject) -> ModelEntry | None:
     """Find the model that was fine-tuned on this project last."""
     found, exported = [], {path_digest(path) for path in (project.folder / "datasets").glob("*")}
@@ -64,6 +99,32 @@ def check_unseen(card: ModelCard, study: str) -> None:
         raise StudyError(f"{card.name} was trained on {study}: compare on a study that was painted since.")
 
 
+def predict_classes(
+    study: Study,
+    entry: ModelEntry,
+    classes: Sequence[LabelClass],
+    progress: ProgressCallback = no_progress,
+    cancel: CancelToken | None = None,
+) -> ModelPrediction:
+    """Segment a study and give the result the project's values.
+
+    Raises
+    ------
+    StudyError
+        The model knows none of the classes, or the study has none of its modalities.
+    Cancelled
+    """
+    card = entry.card
+    options = SegmentOptions(probabilities=card.activation == "sigmoid", uncertainty=True)
+    found = segment(study, entry.folder, options, progress, cancel)
+    assert found.uncertainty is not None, "asked for"
+    if found.probabilities is None:
+        labels = as_classes(found.labels, card, classes)
+    else:
+        labels = region_classes(found.probabilities, card, classes)
+    return ModelPrediction(card.name, labels, found.uncertainty.astype(np.float16))
+
+
 def as_classes(found: NDArray[Any], card: ModelCard, classes: Sequence[LabelClass]) -> NDArray[np.int64]:
     """Give a model's labels the project's values: those of the same name, the background's for everything else.
 
@@ -72,15 +133,60 @@ def as_classes(found: NDArray[Any], card: ModelCard, classes: Sequence[LabelClas
     StudyError
         The model knows none of the classes.
     """
-    background = next(c.value for c in classes if c.background)
-    values = {c.name.lower(): c.value for c in classes if not c.background}
-    pairs = [(label.value, values[label.name.lower()]) for label in card.labels if label.name.lower() in values]
-    if not pairs:
-        raise StudyError(f"{card.name} knows none of the classes {', '.join(values)}: choose a model of this project.")
-    out = np.full(found.shape, background, np.int64)
-    for theirs, ours in pairs:
+    out = np.full(found.shape, _background(classes), np.int64)
+    for theirs, ours in _shared({label.value: label.name for label in card.labels}, card, classes):
         out[found == theirs] = ours
     return out
+
+
+def region_classes(
+    probabilities: NDArray[np.floating], card: ModelCard, classes: Sequence[LabelClass]
+) -> NDArray[np.int64]:
+    """Give every voxel the class whose regions fit a model of regions best.
+
+    That is the class with the largest product of p(r) over the regions r it is in, and 1 - p(r) over the others; the
+    background is in none. What the model paints would not do: where two regions overlap and neither holds the other,
+    the later one hides whether the earlier one is there, too, and a region that its parts make up has no class of its
+    own. Where regions lie within each other and the model agrees, both are the same. Of classes in the same regions,
+    which no such model tells apart, it is the first.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (R, i, j, k)
+        Of each of the model's regions, 0..1.
+    card : ModelCard
+        That says which classes the regions are made of.
+    classes : sequence of LabelClass
+
+    Raises
+    ------
+    StudyError
+        The model knows none of the classes.
+    """
+    described = LabelDescription.of_card(card)
+    known = {v: name for v, name in described.labels.items() if any(v in members for members in described.members)}
+    sure = probabilities.astype(np.float32).clip(_RARE, 1 - _RARE)  # of half precision, 0 and 1 are no certainty
+    best = np.prod(1 - sure, axis=0)
+    out = np.full(best.shape, _background(classes), np.int64)
+    for theirs, ours in _shared(known, card, classes):
+        within = np.array([theirs in members for members in described.members])
+        fit = np.prod(sure[within], axis=0) * np.prod(1 - sure[~within], axis=0)
+        better = fit > best
+        out[better], best[better] = ours, fit[better]
+    return out
+
+
+def _background(classes: Sequence[LabelClass]) -> int:
+    return next(c.value for c in classes if c.background)
+
+
+def _shared(named: Mapping[int, str], card: ModelCard, classes: Sequence[LabelClass]) -> list[tuple[int, int]]:
+    """Pair a model's values with the project's of the same name."""
+    values = {c.name.lower(): c.value for c in classes if not c.background}
+    pairs = [(value, values[name.lower()]) for value, name in named.items() if name.lower() in values]
+    if not pairs:
+        raise StudyError(f"{card.name} knows none of the classes {', '.join(values)}: choose a model of this project.")
+    return pairs
 
 
 def compare(
@@ -89,8 +195,9 @@ def compare(
     model: NDArray[np.int64],
     classes: Sequence[LabelClass],
     others: tuple[LabelledVoxels, ...] = (),
+    regions: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> Comparison:
-    """Compare on the labelled slices of a study.
+    """Compare on the labelled slices of a study, class by class or, where there are regions, region by region.
 
     The slices are dealt out to a few folds; each is predicted by a probe fitted to the rest (and to ``others``). So
     both are judged on voxels they did not learn from, as long as the model was not trained on the study.
@@ -103,6 +210,8 @@ def compare(
     classes : sequence of LabelClass
     others : tuple of LabelledVoxels
         Of other studies, where the probe learns from them too.
+    regions : mapping of str to collection of int
+        The class values that make up each region of the project.
 
     Raises
     ------
@@ -113,25 +222,28 @@ def compare(
     axis = int(np.argmin([p.sum() for p in planes]))
     painted = np.flatnonzero(planes[axis])
     folds = min(_FOLDS, len(painted))
-    background = next(c.value for c in classes if c.background)
-    wanted = [c for c in classes if not c.background and (labels == c.value).any()]
+    background = _background(classes)
+    wanted = {c.value: c.name for c in classes if not c.background and (labels == c.value).any()}
+    parts = {name: values for name, values in regions.items() if not wanted.keys().isdisjoint(values)}
+    if not regions:
+        parts = {name: (value,) for value, name in wanted.items()}
     probe = np.zeros(labels.shape, np.int64)
     for fold in range(folds):
         held = painted[fold::folds]
         rest = np.moveaxis(labels.copy(), axis, 0)
         rest[held] = 0
         known = set(np.unique(rest)) | {int(v) for o in others for v in np.unique(o.labels)}
-        if not {background, *(c.value for c in wanted)} <= known or not wanted:
+        if not {background, *wanted} <= known or not parts:
             raise StudyError("Paint every class on two slices or more: one to learn from, one to compare on.")
         predictor = StudyPredictor(features, background)
         predictor.fit(np.moveaxis(rest, 0, axis), others)
         for index in held:
             np.moveaxis(probe, axis, 0)[index] = predictor.predict_slice(axis, int(index))[0]
-    return Comparison(_dice(probe, labels, wanted), _dice(model, labels, wanted), len(painted))
+    return Comparison(_dice(probe, labels, parts), _dice(model, labels, parts), len(painted))
 
 
-def _dice(found: NDArray[Any], painted: NDArray[Any], classes: Sequence[LabelClass]) -> dict[str, float]:
-    """Dice of each class where something is painted."""
+def _dice(found: NDArray[Any], painted: NDArray[Any], parts: Mapping[str, Collection[int]]) -> dict[str, float]:
+    """Dice of each class or region, by its values, where something is painted."""
     seen = painted != 0
-    pairs = {c.name: ((found == c.value) & seen, painted == c.value) for c in classes}
+    pairs = {n: (np.isin(found, list(v)) & seen, np.isin(painted, list(v))) for n, v in parts.items()}
     return {name: region_scores(*pair, (1, 1, 1), surface=False).dice for name, pair in pairs.items()}

@@ -85,12 +85,23 @@ class StudyReference(BaseModel):
 
 
 class ProjectContent(BaseModel):
-    """The project file."""
+    """The project file.
+
+    Parameters
+    ----------
+    version : int
+    classes : tuple of LabelClass
+    regions : dict of str to tuple of int
+        Class values that make up each region, see :mod:`~napari_brainmvp.annotation.regions`; empty where the classes
+        exclude each other, as in files that are older than regions.
+    studies : tuple of StudyReference
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     version: int = 1
     classes: tuple[LabelClass, ...]
+    regions: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     studies: tuple[StudyReference, ...] = ()
 
 

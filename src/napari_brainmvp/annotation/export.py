@@ -16,6 +16,7 @@ from napari_brainmvp import __version__
 from napari_brainmvp.annotation.content import StudyReference
 from napari_brainmvp.annotation.participants import subject_labels, write_participants
 from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.annotation.regions import painted_regions
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 from napari_brainmvp.io import make_folder, write_label_map, write_text_atomic
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
@@ -44,9 +45,9 @@ def export_dataset(
 
     ``"brats"``: one folder a study with ``NAME_MODALITY`` and ``NAME_seg`` files. ``"bids"``: ``sub-NAME/anat`` with
     BIDS names and ``dseg`` files. For segmentation, the studies with strokes, and a ``dataset.json`` that says what
-    label values mean (0 is unlabelled, so that sparse labels train as they are); for classification, the studies with
-    a class, without strokes. With a ``participants.tsv`` where studies have a class. Scans are copied. A study whose
-    scans cannot be read is left out, and ``left_out.txt`` says why.
+    label values and regions mean (0 is unlabelled, so that sparse labels train as they are); for classification, the
+    studies with a class, without strokes. With a ``participants.tsv`` where studies have a class. Scans are copied. A
+    study whose scans cannot be read is left out, and ``left_out.txt`` says why.
 
     Parameters
     ----------
@@ -121,6 +122,11 @@ def _check(project: AnnotationProject, studies: Sequence[StudyReference], task: 
         used |= values
     if used <= {project.background.value}:
         raise StudyError("Only background is labelled: paint some of what you are looking for, too.")
+    if project.regions and not painted_regions(project.regions, used):
+        raise StudyError(
+            f"No class of the region {next(iter(project.regions))!r} or of another is painted: paint one of them, or "
+            "take the regions away."
+        )
 
 
 class _Dataset:
@@ -183,16 +189,18 @@ class _Dataset:
             write_participants(self.folder / "participants.tsv", rows)
 
     def _describe_labels(self) -> None:
-        """Write ``dataset.json``: classes that nobody has painted yet are left out, they cannot be learned."""
+        """Write ``dataset.json``: what nobody has painted yet, class or region, is left out, it cannot be learned."""
         used = set().union(*(_values(self.project, s.name) for s in self.written))
         classes = [c for c in self.project.classes if not c.background and c.value in used]
-        content = {
+        content: dict[str, object] = {
             "name": self.project.folder.name,
             "labels": {str(c.value): c.name for c in classes},
             "colors": {str(c.value): c.color for c in classes},
             "background": self.project.background.value,
             "unlabelled": 0,
         }
+        if self.project.regions:
+            content["regions"] = painted_regions(self.project.regions, used)
         write_text_atomic(self.folder / "dataset.json", json.dumps(content, indent=2) + "\n")
 
     def _describe_derivative(self) -> None:

@@ -21,6 +21,7 @@ from napari_brainmvp.annotation.content import (
 )
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.lock import ProjectLock
+from napari_brainmvp.annotation.regions import Regions, check_regions
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io import read_scan, read_study, write_image, write_text_atomic
 from napari_brainmvp.study import Study
@@ -70,10 +71,10 @@ class AnnotationProject:
         try:
             text = (path / _FILE).read_text(encoding="utf-8")
             content = ProjectContent.model_validate(json.loads(text))
-            check_classes(content.classes)
+            check_regions(content.regions.items(), check_classes(content.classes))
         except OSError as error:
             raise FileError(f"{path} holds no annotation project ({error.strerror}): choose its folder.") from error
-        except (ValidationError, ValueError) as error:
+        except (ValidationError, ValueError, StudyError) as error:
             why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise FileError(f"{path / _FILE} is damaged ({why}): correct or restore it.") from error
         lock = ProjectLock(path)
@@ -102,6 +103,11 @@ class AnnotationProject:
     def classes(self) -> tuple[LabelClass, ...]:
         """The classes, background first."""
         return self._content.classes
+
+    @property
+    def regions(self) -> Regions:
+        """The regions that are learned in place of the classes; empty where classes exclude each other."""
+        return self._content.regions
 
     @property
     def background(self) -> LabelClass:
@@ -208,17 +214,37 @@ class AnnotationProject:
                 self._histories[name] = LabelHistory(folder, shape, self._writable)
             return self._histories[name]
 
+    def painted_on(self) -> list[str]:
+        """List the studies with strokes, by what lies on the disk: labels that nobody has opened yet are not read."""
+        known, folder = self._histories, self.folder / "labels"
+        names = [s.name for s in self.studies]
+        return [n for n in names if (known[n].stroke > 0 if n in known else (folder / n).is_dir())]
+
     def set_classes(self, classes: tuple[LabelClass, ...]) -> None:
         """Replace the classes.
 
         Raises
         ------
         StudyError
-            Two have one value or name, or there is not exactly one background.
+            Two have one value or name, there is not exactly one background, or a class that a region is made of is
+            gone, has another number or has become the background.
         FileError
             The project is open elsewhere, or cannot be written.
         """
-        self._update(classes=check_classes(classes))
+        check_regions(self.regions.items(), check_classes(classes))
+        self._update(classes=classes)
+
+    def set_regions(self, regions: Mapping[str, Iterable[int]]) -> None:
+        """Say which unions of classes shall be learned, larger ones first; none for the classes themselves.
+
+        Raises
+        ------
+        StudyError
+            A region has no name, that of another, no class, the background, or a number that no class has.
+        FileError
+            The project is open elsewhere, or cannot be written.
+        """
+        self._update(regions=check_regions(regions.items(), self.classes))
 
     def know_values(self, values: Iterable[int]) -> None:
         """Add a class for every label value that has none yet; values are kept as they are."""

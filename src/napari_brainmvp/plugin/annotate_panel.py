@@ -9,22 +9,13 @@ from typing import Any
 from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import Signal
 from qtpy.QtGui import QKeySequence
-from qtpy.QtWidgets import (
-    QCheckBox,
-    QFileDialog,
-    QGridLayout,
-    QHBoxLayout,
-    QProgressBar,
-    QPushButton,
-    QShortcut,
-    QVBoxLayout,
-    QWidget,
-)
-from superqt import QCollapsible
+from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QProgressBar, QPushButton, QShortcut, QVBoxLayout, QWidget
 
 from napari_brainmvp.annotation.content import LabelClass, StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.annotation.regions import Regions
 from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.plugin.annotation_tools import AnnotationTools, key_list
 from napari_brainmvp.plugin.annotation_view import AnnotationView
 from napari_brainmvp.plugin.class_table import ClassTable
 from napari_brainmvp.plugin.finetune_row import FinetuneRow
@@ -37,23 +28,6 @@ from napari_brainmvp.progress import Progress
 from napari_brainmvp.study import Study
 
 __all__ = ["AnnotatePanel"]
-
-_TOOLS = (
-    ("Next slice", "Alt+N", "next_slice", "Go to the slice on which the prediction is least certain."),
-    ("Take over here", "Alt+T", "take_over_part", "Label the predicted part under the cursor as it is predicted."),
-    ("Take over slice", "Alt+Shift+T", "take_over_slice", "Label all of this slice as it is predicted."),
-    ("Grow", "Alt+G", "grow", "Let the class grow from its strokes on this slice, as far as it is predicted."),
-    ("Interpolate", "Alt+I", "interpolate", "Fill the class between the slices on which it is painted."),
-    ("Undo stroke", "Alt+Z", "undo", "Take back the last stroke, also one of an earlier session."),
-    ("Redo stroke", "Alt+Shift+Z", "redo", "Do again what was taken back."),
-    ("Update now", "Alt+R", "update_now", "Predict from the labels as they are."),
-)
-_SWITCHES = (
-    ("live", "Alt+B", "Follow the brush", "Predict after every stroke."),
-    ("uncertainty", "Alt+U", "Show uncertainty", "Bright where the prediction cannot decide."),
-    ("everything", "Alt+A", "Learn from all studies", "Use the strokes on every study of the project."),
-)
-_NAPARI_KEYS = "napari's own: 2 paint, 1 erase, 3 polygon, 4 fill, 5 pick, 6 move, [ and ] brush size, V show and hide."
 
 
 class AnnotatePanel(QWidget):
@@ -81,8 +55,9 @@ class AnnotatePanel(QWidget):
         self.start = main_button("Annotate this study")
         self.begin = LabelSource(viewer)
         self.classes = ClassTable()
-        self.live, self.uncertainty, self.everything = (QCheckBox(f"{s[2]}  ({s[1]})") for s in _SWITCHES)
-        self.tools: dict[str, QPushButton] = {}
+        self.toolbox = AnnotationTools()
+        self.tools = self.toolbox.buttons
+        self.live, self.uncertainty, self.everything = self.toolbox.switches
         self.bar = QProgressBar()
         self.status = quiet("")
         self.finetune = FinetuneRow()
@@ -94,35 +69,16 @@ class AnnotatePanel(QWidget):
         self.bar.setTextVisible(False)
         self.bar.setFixedHeight(8)
         self.bar.hide()
-        self.live.setChecked(True)
         files = QHBoxLayout()
         files.addWidget(self.new)
         files.addWidget(self.open)
-        grid = QGridLayout()
-        for k, (text, key, name, tip) in enumerate(_TOOLS):
-            button = QPushButton(text)
-            button.setToolTip(f"{tip} ({key})")
-            button.setShortcut(key)
-            button.clicked.connect(lambda _=False, name=name: self._tell(name))
-            self.tools[name] = button
-            grid.addWidget(button, k // 2, k % 2)
-        keys = QCollapsible("Keys")
-        lines = [f"{key}: {text.lower()}" for text, key, _, _ in _TOOLS]
-        lines += [f"{key}: {text.lower()}" for _, key, text, _ in _SWITCHES]
-        keys.addWidget(quiet("\n".join([*lines, "Alt+1 to Alt+9: choose a class", "Alt+M: fine-tune", _NAPARI_KEYS])))
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(heading("Annotate"))
         layout.addLayout(files)
-        for part in (self.title, self.studies, self.begin, self.start, self.bar, self.status, self.classes):
+        about = (self.title, self.studies, self.begin, self.start, self.bar, self.status)
+        for part in (*about, self.classes, self.toolbox, self.finetune, key_list()):
             layout.addWidget(part)
-        for box, (_, key, _, tip) in zip((self.live, self.uncertainty, self.everything), _SWITCHES, strict=True):
-            box.setToolTip(tip)
-            box.setShortcut(key)
-            layout.addWidget(box)
-        layout.addLayout(grid)
-        layout.addWidget(self.finetune)
-        layout.addWidget(keys)
         self._connect()
 
     def _connect(self) -> None:
@@ -134,7 +90,9 @@ class AnnotatePanel(QWidget):
         self.studies.refused.connect(self._refused)
         self.studies.progressed.connect(self._progressed)
         self.classes.edited.connect(lambda classes: self._try(lambda: self._edit_classes(classes)))
+        self.classes.united.connect(lambda regions: self._try(lambda: self._unite_classes(regions)))
         self.classes.chosen.connect(lambda value: self._tell("choose", value))
+        self.toolbox.used.connect(self._tell)
         self.live.toggled.connect(lambda on: self._tell("set_live", on))
         self.uncertainty.toggled.connect(lambda on: self._tell("show_uncertainty", on))
         self.everything.toggled.connect(lambda on: self._tell("learn_from_all", on))
@@ -242,6 +200,11 @@ class AnnotatePanel(QWidget):
         if self.view is not None:
             self.view.recolor()
 
+    def _unite_classes(self, regions: Regions) -> None:
+        if self.project is not None:
+            self.project.set_regions(regions)
+            self._refresh()
+
     def _tell(self, what: str, *values: object) -> None:
         """Tell the study that is being annotated, if one is."""
         if self.view is not None:
@@ -285,13 +248,12 @@ class AnnotatePanel(QWidget):
         if project is not None:
             note = "  –  read-only, open elsewhere" if project.read_only else ""
             self.title.setText(f"{project.folder}{note}")
-            self.classes.show_classes(project.classes, not project.read_only)
+            self.classes.show_classes(project.classes, project.regions, not project.read_only)
         self._refresh_tools()
 
     def _refresh_tools(self) -> None:
         view = self.view
-        for name, button in self.tools.items():
-            button.setEnabled(view is not None and view.can(name))
+        self.toolbox.allow(view.can if view is not None else lambda _: False)
         self.finetune.set_project(self.project, view)
 
     def abandon(self) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, Signal
 
@@ -12,12 +11,16 @@ from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_ov
 from napari_brainmvp.annotation.content import StudyReference
 from napari_brainmvp.annotation.history import label_dtype
 from napari_brainmvp.annotation.project import AnnotationProject
-from napari_brainmvp.errors import BrainMVPError, StudyError
-from napari_brainmvp.plugin.layers import KEY, Frame, LayerOrigin
+from napari_brainmvp.plugin.layers import Frame
 from napari_brainmvp.plugin.live_probe import LiveProbe, Plane
-from napari_brainmvp.plugin.painted import PaintedLayer, add_label_layer, add_map_layer, class_colors, native
+from napari_brainmvp.plugin.painted import PaintedLayer, add_label_layer, class_colors, native
+from napari_brainmvp.plugin.shown_prediction import ShownPrediction
+from napari_brainmvp.plugin.visible_slice import go_to, needed_plane, pixel_under_cursor, visible_plane
 from napari_brainmvp.progress import Progress
 from napari_brainmvp.study import Study
+
+if TYPE_CHECKING:
+    from napari_brainmvp.annotation.comparison import ModelPrediction
 
 __all__ = ["AnnotationView"]
 
@@ -64,22 +67,17 @@ class AnnotationView(QObject):
         history = project.labels(reference.name)
         grid, classes = study.grid, project.classes
         values = (*(c.value for c in classes), int(history.labels.min()), int(history.labels.max()))
-        labels = history.labels.astype(label_dtype(values))
-        prediction = np.zeros(grid.shape, labels.dtype)
-        doubt = np.zeros(grid.shape, np.float16)
-        self._prediction = add_label_layer(viewer, prediction, grid, frame, "Prediction", classes)
-        self._uncertainty = add_map_layer(viewer, doubt, grid, frame, "Uncertainty")
-        viewer.layers.move(len(viewer.layers) - 1, len(viewer.layers) - 2)  # below the prediction
-        self._prediction.colormap = self._prediction_colors()
-        self._prediction.opacity = 0.4
-        self._prediction.editable = False
+        dtype = label_dtype(values)
+        labels = history.labels.astype(dtype)
+        self._shown = ShownPrediction(viewer, project, grid, frame, dtype)
         self.layer = add_label_layer(viewer, labels, grid, frame, f"Annotation {reference.name}", classes)
         self.layer.opacity = 0.75
         self.layer.brush_size = 3
         self.layer.n_edit_dimensions = 2
         self.layer.editable = not project.read_only
         self._painted = PaintedLayer(self.layer, history) if not project.read_only else None
-        self.probe = LiveProbe(study, project.background.value, prediction, doubt)
+        self._taking = False
+        self.probe = LiveProbe(study, project.background.value, self._shown.labels, self._shown.uncertainty)
         self._connect()
 
     def _connect(self) -> None:
@@ -113,7 +111,7 @@ class AnnotationView(QObject):
         """Tell whether a tool can be used now."""
         if tool in _WRITES and self._painted is None:
             return False
-        return not (tool in _PREDICTS and not self.probe.ready)
+        return tool not in _PREDICTS or self.probe.ready or bool(self._shown.model)
 
     def choose(self, value: int) -> None:
         """Paint this class."""
@@ -129,7 +127,7 @@ class AnnotationView(QObject):
 
     def show_uncertainty(self, on: bool) -> None:
         """Show or hide the uncertainty."""
-        self._uncertainty.visible = on
+        self._shown.show_uncertainty(on)
 
     def learn_from_all(self, on: bool) -> None:
         """Use the strokes of all studies of the project, or of this one only."""
@@ -143,8 +141,31 @@ class AnnotationView(QObject):
         self._predict_if_labelled()
 
     def update_now(self) -> None:
-        """Predict from the labels as they are."""
-        self.probe.update(self.labels, self._plane())
+        """Predict from the labels as they are, and show that, whatever was shown."""
+        self._show_probe()
+        self.probe.update(self.labels, visible_plane(self._viewer, self.layer))
+
+    @property
+    def model(self) -> str:
+        """The name of the model whose prediction is shown; empty where it is the probe's."""
+        return self._shown.model
+
+    def use_model(self, found: ModelPrediction) -> None:
+        """Show what a model predicts, to be taken over, until the next stroke or update."""
+        self._shown.show_model(found.model, found.labels, found.uncertainty)
+        self.said.emit(f"Shown is the prediction of {found.model}, not the probe's, until the probe predicts again.")
+        self.changed.emit()
+
+    def use_probe(self) -> None:
+        """Show what the probe predicts again; where it follows the brush, it learns first what was taken over."""
+        self._show_probe()
+        self.said.emit("Shown is the prediction of the probe.")
+        self._predict_if_labelled()
+
+    def _show_probe(self) -> None:
+        if self._shown.model:
+            self._shown.show_probe()
+            self.changed.emit()
 
     def _predict_if_labelled(self) -> None:
         if self._live and self.probe.predictor is not None and (self.labels.any() or self.probe.others):
@@ -155,8 +176,8 @@ class AnnotationView(QObject):
         value = int(self.layer.selected_label)
         if value and all(c.value != value for c in self._project.classes):
             self.unknown.emit(value)
-        if self._live:
-            self.probe.update(self.labels, self._plane())
+        if self._live and not self._taking:
+            self.update_now()
 
     def _features_ready(self) -> None:
         self.progressed.emit(Progress(""))
@@ -172,53 +193,42 @@ class AnnotationView(QObject):
         raise error
 
     def _show(self, whole: bool) -> None:
-        self._prediction.refresh()
-        if self._uncertainty.visible:
-            self._uncertainty.refresh()
+        if not self._shown.model:
+            self._shown.refresh()
+            if whole:
+                self.said.emit("The prediction follows your strokes. Correct it where it is wrong.")
         if whole:
-            self.said.emit("The prediction follows your strokes. Correct it where it is wrong.")
             self.changed.emit()
 
     def next_slice(self) -> None:
         """Go to the least certain slice along the axis one looks along."""
-        plane = self._need_plane()
+        plane = self._plane()
         from napari_brainmvp.annotation.prediction import uncertain_slice
 
-        index = uncertain_slice(self.probe.uncertainty, self.labels, plane.axis)
-        axis = self._shown_axis(plane.axis)
-        point = np.array(self.layer.world_to_data(self._viewer.dims.point), float)
-        point[axis] = index
-        self._viewer.dims.set_point(range(3), self.layer.data_to_world(point))
+        index = uncertain_slice(self._shown.uncertainty, self.labels, plane.axis)
+        go_to(self._viewer, self.layer, Plane(plane.axis, index))
         self.said.emit(f"Slice {index}: here the prediction is least certain.")
 
     def take_over_part(self) -> None:
         """Label the predicted part under the cursor as it is predicted."""
-        plane = self._need_plane()
-        index = [round(float(v)) for v in self.layer.world_to_data(self._viewer.cursor.position)]
-        origin = self.layer.metadata[KEY]
-        at = np.zeros(3, int)
-        at[list(origin.order)] = index[::-1]
-        inside = np.delete(at, plane.axis)
-        shape = plane.of(self.labels).shape
-        if (inside < 0).any() or (inside >= shape).any():
-            raise StudyError("Point at a predicted part of this slice first.")
-        count = take_over(plane.of(self.labels), plane.of(self.probe.prediction), (int(inside[0]), int(inside[1])))
-        self._wrote(count)
+        plane = self._plane()
+        pixel = pixel_under_cursor(self._viewer, self.layer, plane)
+        self._wrote(take_over(plane.of(self.labels), plane.of(self._shown.labels), pixel))
 
     def take_over_slice(self) -> None:
         """Label all of this slice as it is predicted."""
-        plane = self._need_plane()
-        self._wrote(take_over(plane.of(self.labels), plane.of(self.probe.prediction)))
+        plane = self._plane()
+        self._wrote(take_over(plane.of(self.labels), plane.of(self._shown.labels)))
 
     def grow(self) -> None:
         """Let the chosen class grow on this slice."""
-        plane, probe = self._need_plane(), self.probe
+        plane, shown = self._plane(), self._shown
         value = int(self.layer.selected_label)
-        self._wrote(grow(plane.of(self.labels), plane.of(probe.prediction), plane.of(probe.uncertainty), value))
+        self._wrote(grow(plane.of(self.labels), plane.of(shown.labels), plane.of(shown.uncertainty), value))
 
     def interpolate(self) -> None:
         """Fill the chosen class between slices."""
-        self._wrote(interpolate_slices(self.labels, int(self.layer.selected_label), self._need_plane().axis))
+        self._wrote(interpolate_slices(self.labels, int(self.layer.selected_label), self._plane().axis))
 
     def undo(self) -> None:
         """Take back the last stroke."""
@@ -238,23 +248,18 @@ class AnnotationView(QObject):
             return
         self._painted.show_history()
         self.changed.emit()
-        if self._live:
+        if self._live and not self._shown.model:
             self.update_now()
 
     def recolor(self) -> None:
         """Show the classes' colours as they are now."""
         self.layer.colormap = class_colors(self._project.classes)
-        self._prediction.colormap = self._prediction_colors()
-
-    def _prediction_colors(self) -> dict[int | None, str]:
-        """Let the background be seen through: it covers most of the brain."""
-        return class_colors(self._project.classes) | {self._project.background.value: "transparent"}
+        self._shown.recolor()
 
     @property
     def layers(self) -> tuple[Any, ...]:
         """The view's own layers that are still in the viewer."""
-        own = (self._uncertainty, self._prediction, self.layer)
-        return tuple(layer for layer in own if layer in self._viewer.layers)
+        return tuple(layer for layer in (*self._shown.layers, self.layer) if layer in self._viewer.layers)
 
     def remove(self) -> None:
         """Close, and take the layers out of the viewer: another study, or the same one anew, takes their place."""
@@ -277,26 +282,14 @@ class AnnotationView(QObject):
             self.closed.emit()
 
     def _wrote(self, count: int) -> None:
+        """Save what a tool wrote; a model whose prediction is taken over piece by piece stays meanwhile."""
         assert self._painted is not None
         self.layer.refresh()
+        self._taking = bool(self._shown.model)
         self._painted.save()
-        self.said.emit(f"{count} voxels labelled.")
+        self._taking = False
+        note = f" Shown is the prediction of {self.model}." if self.model else ""
+        self.said.emit(f"{count} voxels labelled.{note}")
 
-    def _plane(self) -> Plane | None:
-        """Return the slice one looks at; None in 3D."""
-        if self._viewer.dims.ndisplay != 2:
-            return None
-        axis = self._viewer.dims.order[0]
-        index = round(float(self.layer.world_to_data(self._viewer.dims.point)[axis]))
-        return Plane(self.layer.metadata[KEY].order[2 - axis], int(np.clip(index, 0, self.layer.data.shape[axis] - 1)))
-
-    def _need_plane(self) -> Plane:
-        plane = self._plane()
-        if plane is None:
-            raise BrainMVPError("This works on a slice: leave the 3D view first.")
-        return plane
-
-    def _shown_axis(self, axis: int) -> int:
-        """Return the layer's axis of an axis of (i, j, k)."""
-        origin: LayerOrigin = self.layer.metadata[KEY]
-        return 2 - origin.order.index(axis)
+    def _plane(self) -> Plane:
+        return needed_plane(self._viewer, self.layer)

@@ -1,4 +1,4 @@
-"""The classes of a project: colour, name, number; the chosen one is what the brush paints."""
+"""The classes of a project: colour, name, number; the chosen one is what the brush paints. And its regions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from qtpy.QtWidgets import (
 )
 
 from napari_brainmvp.annotation.content import LabelClass
-from napari_brainmvp.plugin.style import swatch
+from napari_brainmvp.annotation.regions import Regions
+from napari_brainmvp.plugin.region_dialog import RegionDialog
+from napari_brainmvp.plugin.style import quiet, swatch
 
 __all__ = ["ClassTable"]
 
@@ -30,10 +32,14 @@ class ClassTable(QWidget):
     """Emits the label value of the row that was chosen."""
     edited = Signal(object)
     """Emits the tuple of classes as the user wants them."""
+    united = Signal(object)
+    """Emits the regions as the user wants them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.classes: tuple[LabelClass, ...] = ()
+        self.dialog: RegionDialog | None = None
+        self._regions: Regions = {}
         self.table = QTableWidget(0, 3)
         self.table.setHorizontalHeaderLabels(["Class", "Number", "Key"])
         self.table.verticalHeader().hide()
@@ -42,6 +48,7 @@ class ClassTable(QWidget):
         self.table.setSelectionMode(QTableWidget.SelectionMode.SingleSelection)
         triggers = QTableWidget.EditTrigger  # not any key: napari's are pressed with the table in focus, too
         self.table.setEditTriggers(triggers.DoubleClicked | triggers.EditKeyPressed)
+        self.table.setTabKeyNavigation(False)  # the tabulator leads on to the buttons
         self.table.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.table.setToolTip("The chosen class is what the brush paints. Double-click its name to edit it.")
         self.table.horizontalHeader().setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
@@ -49,22 +56,29 @@ class ClassTable(QWidget):
         self.table.setColumnWidth(2, 60)
         self.add = QPushButton("Add class")
         self.recolor = QPushButton("Colour…")
+        self.regions = QPushButton("Regions…")
+        self.regions.setToolTip("Say what is learned where classes overlap: whole tumour, tumour core and the like.")
+        self.learned = quiet("")
         row = QHBoxLayout()
-        row.addWidget(self.add)
-        row.addWidget(self.recolor)
+        for button in (self.add, self.recolor, self.regions):
+            row.addWidget(button)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.table)
         layout.addLayout(row)
+        layout.addWidget(self.learned)
         self.table.itemSelectionChanged.connect(self._choose)
         self.table.itemChanged.connect(self._rename)
         self.add.clicked.connect(self._add)
         self.recolor.clicked.connect(self._recolor)
+        self.regions.clicked.connect(self._unite)
 
-    def show_classes(self, classes: tuple[LabelClass, ...], editable: bool) -> None:
-        """Fill the table; the chosen row stays."""
+    def show_classes(self, classes: tuple[LabelClass, ...], regions: Regions, editable: bool) -> None:
+        """Fill the table, and say what regions are learned; the chosen row stays."""
         row = max(0, self.table.currentRow())
-        self.classes = classes
+        self.classes, self._regions = classes, regions
+        self.learned.setText(_what_is_learned(classes, regions))
+        self.learned.setVisible(bool(regions))
         self.table.blockSignals(True)
         self.table.setRowCount(len(classes))
         for index, entry in enumerate(classes):
@@ -78,7 +92,7 @@ class ClassTable(QWidget):
             self.table.setRowHeight(index, 26)
         self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 26 * len(classes) + 6)
         self.table.blockSignals(False)
-        for button in (self.add, self.recolor):
+        for button in (self.add, self.recolor, self.regions):
             button.setEnabled(editable)
         if classes:
             self.choose(min(row, len(classes) - 1))
@@ -120,3 +134,20 @@ class ClassTable(QWidget):
         value = max((c.value for c in self.classes if c.value > 0), default=0) + 1
         color = _NEW_COLORS[len(self.classes) % len(_NEW_COLORS)]
         self.edited.emit((*self.classes, LabelClass(value=value, name=f"Class {value}", color=color)))
+
+    def _unite(self) -> None:
+        self.dialog = dialog = RegionDialog(self.classes, self._regions, self)
+        dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        dialog.accepted.connect(lambda: self.united.emit(dialog.regions()))
+        dialog.finished.connect(self._close)
+        dialog.open()
+
+    def _close(self) -> None:
+        self.dialog = None
+
+
+def _what_is_learned(classes: tuple[LabelClass, ...], regions: Regions) -> str:
+    within = {value for values in regions.values() for value in values}
+    left = [c.name for c in classes if not c.background and c.value not in within]
+    note = f" In no region, so learned as background: {', '.join(left)}." if left else ""
+    return f"Fine-tuning learns regions: {', '.join(regions)}.{note}"

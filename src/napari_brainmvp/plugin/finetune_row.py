@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QCheckBox, QComboBox, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
 from napari_brainmvp.annotation.export import Task, export_dataset, left_out
 from napari_brainmvp.annotation.project import AnnotationProject
@@ -20,11 +20,12 @@ from napari_brainmvp.plugin.machine_timer import MachineTimer
 from napari_brainmvp.plugin.style import quiet
 from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.progress import CancelToken, ProgressCallback
-from napari_brainmvp.training.finetuning.cost import estimate_seconds
-from napari_brainmvp.training.finetuning.spec import PRESETS, read_spec
+from napari_brainmvp.training.finetuning.cost import estimate_seconds, fits_at_once
+from napari_brainmvp.training.finetuning.spec import PRESETS, FinetuneSpec, read_spec
+from napari_brainmvp.training.sources import DataSource
 
 if TYPE_CHECKING:
-    from napari_brainmvp.annotation.comparison import Comparison
+    from napari_brainmvp.annotation.comparison import Comparison, ModelPrediction
 
 __all__ = ["FinetuneRow"]
 
@@ -33,6 +34,15 @@ _TIPS = {
     "segmentation": "Train a model on the strokes of all studies, as a background job (Alt+M)",
     "classification": "Train a model to tell the classes of the studies as a whole, as a background job (Alt+M)",
 }
+
+_USE_MODEL = (
+    "Show what the model predicts on this study in place of the probe, to be taken over where it is right. Your "
+    "strokes stay as they are. The next stroke that is followed, or Update now, shows the probe again."
+)
+_USE_PROBE = "Show what the probe predicts again."
+_FEW = range(2, 11)
+"""Studies of which the fifth that is held out otherwise, or slices of each, tell too little of the model."""
+_FOLDS = 3
 
 
 class FinetuneRow(QWidget):
@@ -48,11 +58,14 @@ class FinetuneRow(QWidget):
         super().__init__()
         self._project: AnnotationProject | None = None
         self._view: AnnotationView | None = None
+        self._better: tuple[AnnotationView, ModelPrediction] | None = None
         self._work: Work | None = None
         self._timer = MachineTimer()
         self.task, self.preset = QComboBox(), QComboBox()
+        self.cross = QCheckBox("Measure by cross-validation")
         self.button = QPushButton("Fine-tune")
         self.compare = QPushButton("Probe or model?")
+        self.use = QPushButton("Use the model")
         self.status = quiet("")
         for box in (self.task, self.preset):
             box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -66,21 +79,27 @@ class FinetuneRow(QWidget):
         self.button.clicked.connect(self.start)
         self.button.setToolTip(_TIPS["segmentation"])
         self.task.currentIndexChanged.connect(self._choose_task)
+        self.preset.currentIndexChanged.connect(self._offer)
+        self.cross.toggled.connect(self._say_times)
         self.compare.setToolTip(
             "Which is closer to what is painted on this study: the probe, each painted slice predicted from the "
             "others, or the model that was fine-tuned on this project last?"
         )
         self.compare.clicked.connect(self.find_better)
+        self.use.hide()
+        self.use.clicked.connect(self._swap)
         self._timer.timed.connect(self._say_times)
         self._timer.failed.connect(self._untimed)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        for parts, shares in (((self.task, self.preset), (2, 3)), ((self.button, self.compare), (1, 1))):
+        lines = (((self.task, self.preset), (2, 3)), ((self.cross,), (1,)), ((self.button, self.compare), (1, 1)))
+        for parts, shares in lines:
             row = QHBoxLayout()
             for part, share in zip(parts, shares, strict=True):
                 row.addWidget(part, share)
             layout.addLayout(row)
         layout.addWidget(self.status)
+        layout.addWidget(self.use)
 
     def set_project(self, project: AnnotationProject | None, view: AnnotationView | None) -> None:
         """Train on this project, and compare on the study that is painted on."""
@@ -89,35 +108,63 @@ class FinetuneRow(QWidget):
         self.button.setEnabled(idle and project is not None and not project.read_only)
         ready = view is not None and view.probe.predictor is not None
         self.compare.setEnabled(idle and ready)
+        self._offer_model()
         if ready:  # not before: reading the study goes first
             self._timer.start()
-        self._say_times()
+        self._offer()
 
     def _choose_task(self) -> None:
         self.button.setToolTip(_TIPS[self.task.currentData()])
         self._timer.start()
+        self._offer()
+
+    def _count(self) -> int:
+        """Count the studies that the task can be learned from."""
+        project = self._project
+        if project is None:
+            return 0
+        grouped = [s for s in project.studies if s.group]
+        return len(grouped if self.task.currentData() == "classification" else project.painted_on())
+
+    def _offer(self) -> None:
+        """Offer cross-validation where it tells more than what is done without, and say what it all takes."""
+        count, task = self._count(), self.task.currentData()
+        at_once = fits_at_once(read_spec(self.preset.currentData(), {"task": task}), count)
+        self.cross.setVisible(count in _FEW and not at_once)  # a linear layer is measured so, asked or not
+        folds = _folds(count)
+        self.cross.setToolTip(
+            f"First train {folds} more models, each without one share of the {count} studies, and measure each on the "
+            "studies it has not seen; then train the one that is kept on all of them. So every study counts, and none "
+            f"that was trained on. It takes about {folds + 1} times as long."
+        )
         self._say_times()
 
     def _say_times(self) -> None:
         """Put what each preset takes beside its name, once the machine is timed."""
         if self._project is None or not self._timer.pace:
             return
-        count, task = len(self._project.studies), self.task.currentData()
+        count = self._count() or len(self._project.studies)
         for index, name in enumerate(PRESETS):
-            seconds = estimate_seconds(read_spec(name, {"task": task}), count, self._timer.pace)
+            seconds = estimate_seconds(self._asked(name, count), count, self._timer.pace)
             self.preset.setItemText(index, f"{name}  –  about {say_seconds(seconds)}")
+
+    def _asked(self, preset: str, count: int) -> FinetuneSpec:
+        """Return what shall be trained, on so many studies."""
+        crossed = self.cross.isChecked() and not self.cross.isHidden()
+        return read_spec(preset, {"task": self.task.currentData(), "folds": _folds(count) if crossed else 0})
 
     def _untimed(self, reason: str) -> None:
         self.preset.setToolTip(f"How thoroughly to train. What it takes is not known: {reason}")
 
     def start(self) -> None:
         """Export and submit."""
-        project, task, preset = self._project, self.task.currentData(), self.preset.currentData()
+        project = self._project
         if project is None or self._work is not None:
             return
+        count, asked = self._count(), self._asked(self.preset.currentData(), self._count())
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-            return _submit(project, task, preset, progress, cancel)
+            return _submit(project, asked, count, progress, cancel)
 
         self._run(run, "Exporting what is annotated…", self._submitted)
 
@@ -135,18 +182,42 @@ class FinetuneRow(QWidget):
         features, labels, others = view.probe.predictor.features, view.labels.copy(), view.probe.others
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-            from napari_brainmvp.annotation.comparison import as_classes, check_unseen, compare, newest_model
-            from napari_brainmvp.inference import segment
+            from napari_brainmvp.annotation.comparison import check_unseen, compare, newest_model, predict_classes
 
             entry = newest_model(project)
             if entry is None:
                 raise StudyError("No model was fine-tuned on this project yet: fine-tune one first.")
             check_unseen(entry.card, view.name)
-            found = segment(view.study, entry.card.name, progress=progress, cancel=cancel)
-            values = as_classes(found.labels, entry.card, project.classes)
-            return entry.card.name, compare(features, labels, values, project.classes, others)
+            found = predict_classes(view.study, entry, project.classes, progress, cancel)
+            return found, compare(features, labels, found.labels, project.classes, others, project.regions)
 
-        self._run(run, "Comparing…", lambda found: self._ended(_verdict(*found)))
+        self._run(run, "Comparing…", lambda made: self._compared(view, *made))
+
+    def _compared(self, view: AnnotationView, found: ModelPrediction, comparison: Comparison) -> None:
+        """Say which is better, and keep what the model predicts where that is it."""
+        self._better = (view, found) if comparison.model_is_better else None
+        if not comparison.model_is_better and view is self._view and view.model:
+            view.use_probe()
+        self._ended(_verdict(found.model, comparison))
+
+    def _offer_model(self) -> None:
+        """Offer the model, or the way back, on the study on which it was found better."""
+        view = self._view
+        if self._better is not None and self._better[0] is not view:
+            self._better = None
+        self.use.setVisible(self._better is not None)
+        shown = view is not None and bool(view.model)
+        self.use.setText("Use the probe" if shown else "Use the model")
+        self.use.setToolTip(_USE_PROBE if shown else _USE_MODEL)
+
+    def _swap(self) -> None:
+        if self._better is None:
+            return
+        view, found = self._better
+        if view.model:
+            view.use_probe()
+        else:
+            view.use_model(found)
 
     def _run(self, function: Callable[..., Any], doing: str, done: Callable[[Any], None]) -> None:
         self._work = work = Work(function)
@@ -181,19 +252,26 @@ class FinetuneRow(QWidget):
 
 def _verdict(name: str, found: Comparison) -> str:
     probe, model = (sum(scores.values()) / len(scores) for scores in (found.probe, found.model))
-    better = "The model is better: use it in the Segment tab" if found.model_is_better else "The probe is better: go on"
+    better = "The model is better here: use it" if found.model_is_better else "The probe is better: go on"
     return f"Mean Dice on {found.slices} painted slices: probe {probe:.2f}, {name} {model:.2f}. {better}."
 
 
+def _folds(studies: int) -> int:
+    """Return to how many folds so many studies are dealt out; 0 where one would have none to learn from."""
+    return min(_FOLDS, studies) if studies > 1 else 0
+
+
 def _submit(
-    project: AnnotationProject, task: Task, preset: str, progress: ProgressCallback, cancel: CancelToken
+    project: AnnotationProject, asked: FinetuneSpec, count: int, progress: ProgressCallback, cancel: CancelToken
 ) -> Any:
-    name = free_name(_model_name(project.folder, task))
+    name = free_name(_model_name(project.folder, asked.task))
     folder = _free_folder(project.folder / "datasets" / name)
-    data = export_dataset(project, folder, progress=progress, cancel=cancel, task=task)
-    spec = read_spec(preset, {"task": task, "data": [{"path": str(data)}]})
+    data = export_dataset(project, folder, progress=progress, cancel=cancel, task=asked.task)
+    missing = left_out(data)
+    folds = _folds(count - len(missing)) if asked.folds else 0
+    spec = asked.model_copy(update={"data": (DataSource(path=str(data)),), "folds": folds})
     job = submit_job(training_job("finetune", spec, name))
-    return job, left_out(data)
+    return job, missing
 
 
 def _free_folder(folder: Path) -> Path:

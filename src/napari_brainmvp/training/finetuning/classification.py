@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from napari_brainmvp.training.metrics import class_scores
 
 __all__ = ["ClassificationModel", "train_classifier"]
 
-_MOST_FOLDS = 5
+_PROBE_FOLDS = 5
 
 
 def train_classifier(
@@ -120,23 +120,30 @@ class _Classification:
         smallest = min(self.labels.count(name) for name in self.classes)
         if self.probe:
             return self._train_probe()
-        wanted = self.spec.folds
-        if wanted:
-            folds = stratified_folds(self.labels, min(wanted, len(self.labels)), self.spec.seed)
-            logits, indices = [], []
-            for number, held in enumerate(folds):
-                train = [k for k in range(len(self.labels)) if k not in held]
-                _, _, made = self._fine_tune(
-                    self.run / f"fold-{number + 1}", train, held, f"Fold {number + 1} of {len(folds)}: "
-                )
-                logits.append(made)
-                indices += held
-            model, step, _ = self._fine_tune(self.run, list(range(len(self.labels))), [])
-            return self._finish(model, torch.cat(logits), indices, f"{len(folds)}-fold cross-validation", step)
+        if self.spec.folds:
+            return self._cross_validate()
         held = self._held_out(smallest)
         train = [k for k in range(len(self.labels)) if k not in held]
         model, step, made = self._fine_tune(self.run, train, held)
         return self._finish(model, made, held, "held-out studies", step)
+
+    def _cross_validate(self) -> Path:
+        """Measure on every study by a network that has not seen it, then train on all of them."""
+        count = min(self.spec.folds, len(self.labels))
+        logits, indices = [torch.zeros(0, len(self.classes))], []
+        for number, held in self._folds(count):
+            train = [k for k in range(len(self.labels)) if k not in held]
+            made = self._fine_tune(self.run / f"fold-{number}", train, held, f"Fold {number} of {count}: ")[2]
+            logits.append(made)
+            indices += held
+        model, step, _ = self._fine_tune(self.run, list(range(len(self.labels))), [])
+        return self._finish(model, torch.cat(logits), indices, f"{count}-fold cross-validation", step)
+
+    def _folds(self, count: int) -> Iterator[tuple[int, list[int]]]:
+        """Deal the studies out to numbered folds, but leave out those with a class's only study: nothing knew it."""
+        for number, held in enumerate(stratified_folds(self.labels, count, self.spec.seed), start=1):
+            if {label for k, label in enumerate(self.labels) if k not in held} == set(self.classes):
+                yield number, held
 
     def _held_out(self, smallest: int) -> list[int]:
         """Hold out about a fifth of every class, as long as each keeps a study to train on."""
@@ -155,12 +162,10 @@ class _Classification:
         """Fit a linear layer on frozen features; measured by cross-validation, which costs nothing here."""
         network = self._build()
         features, mirrored = self._features(network)
-        folds = stratified_folds(self.labels, min(_MOST_FOLDS, len(self.labels)), self.spec.seed)
-        logits, indices = [], []
-        for held in folds:
+        count = min(self.spec.folds or _PROBE_FOLDS, len(self.labels))
+        logits, indices = [torch.zeros(0, len(self.classes))], []
+        for _, held in self._folds(count):
             train = np.setdiff1d(np.arange(len(self.labels)), held)
-            if len(set(self.targets[train])) < len(self.classes):
-                continue  # a class's only study was held out: nothing could know it
             weight, bias = fit_probe(np.vstack([features[train], mirrored[train]]), np.tile(self.targets[train], 2))
             logits.append(torch.from_numpy(features[held]) @ weight.T + bias)
             indices += held
@@ -172,8 +177,7 @@ class _Classification:
             head.bias.copy_(bias)
             if network.decoder is not None:
                 network.typical.copy_(torch.from_numpy(np.vstack([features, mirrored]).mean(0)))
-        made = torch.cat(logits) if logits else torch.zeros(0, len(self.classes))
-        return self._finish(network, made, indices, f"{len(folds)}-fold cross-validation", 0)
+        return self._finish(network, torch.cat(logits), indices, f"{count}-fold cross-validation", 0)
 
     def _build(self) -> ClassificationNetwork:
         torch.manual_seed(self.spec.seed)

@@ -1,0 +1,63 @@
+"""The slice that is looked at, in the study's own order of axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from napari_brainmvp.errors import BrainMVPError, StudyError
+from napari_brainmvp.plugin.layers import KEY, LayerOrigin
+from napari_brainmvp.plugin.live_probe import Plane
+
+__all__ = ["go_to", "needed_plane", "pixel_under_cursor", "visible_plane"]
+
+
+def visible_plane(viewer: Any, layer: Any) -> Plane | None:
+    """Return the slice of a layer's study that one looks at; None in 3D."""
+    if viewer.dims.ndisplay != 2:
+        return None
+    axis = viewer.dims.order[0]
+    index = round(float(layer.world_to_data(viewer.dims.point)[axis]))
+    origin: LayerOrigin = layer.metadata[KEY]
+    return Plane(origin.order[2 - axis], int(np.clip(index, 0, layer.data.shape[axis] - 1)))
+
+
+def needed_plane(viewer: Any, layer: Any) -> Plane:
+    """Return the slice one looks at.
+
+    Raises
+    ------
+    BrainMVPError
+        One looks at the volume.
+    """
+    plane = visible_plane(viewer, layer)
+    if plane is None:
+        raise BrainMVPError("This works on a slice: leave the 3D view first.")
+    return plane
+
+
+def go_to(viewer: Any, layer: Any, plane: Plane) -> None:
+    """Look at another slice across the same axis."""
+    origin: LayerOrigin = layer.metadata[KEY]
+    point = np.array(layer.world_to_data(viewer.dims.point), float)
+    point[2 - origin.order.index(plane.axis)] = plane.index
+    viewer.dims.set_point(range(3), layer.data_to_world(point))
+
+
+def pixel_under_cursor(viewer: Any, layer: Any, plane: Plane) -> tuple[int, int]:
+    """Return the pixel of a slice that the mouse points at.
+
+    Raises
+    ------
+    StudyError
+        It points beside the study.
+    """
+    index = [round(float(v)) for v in layer.world_to_data(viewer.cursor.position)]
+    origin: LayerOrigin = layer.metadata[KEY]
+    at, shape = np.zeros(3, int), np.zeros(3, int)
+    at[list(origin.order)], shape[list(origin.order)] = index[::-1], layer.data.shape[::-1]
+    if (np.delete(at, plane.axis) < 0).any() or (np.delete(at, plane.axis) >= np.delete(shape, plane.axis)).any():
+        raise StudyError("Point at a predicted part of this slice first.")
+    row, column = np.delete(at, plane.axis)
+    return int(row), int(column)
