@@ -1,8 +1,12 @@
-"""Make the pictures in ``docs/images`` with real windows: ``make screenshots`` (runs under a virtual display)."""
+"""Make the pictures in ``docs/images`` with real windows: ``make screenshots`` (runs under a virtual display).
+
+``python docs/make_screenshots.py annotation train_form`` makes some of them.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,7 +33,7 @@ def settle(seconds: float) -> None:
         time.sleep(0.01)
 
 
-def main() -> None:
+def segmentation() -> None:
     """Open the glioma sample, segment it, and photograph before and after."""
     OUT.mkdir(exist_ok=True)
     viewer = napari.Viewer(title="napari", show=True)
@@ -76,20 +80,33 @@ def classified(viewer: napari.Viewer, widget: QWidget) -> None:
         viewer.screenshot(str(OUT / "classified.png"), canvas_only=False, flash=False)
 
 
-def train() -> None:
-    """Choose data with gaps, then pre-train on sixteen synthetic studies for some minutes, and photograph both."""
+def _train_tab() -> tuple[napari.Viewer, QWidget]:
     os.environ.setdefault("BRAINMVP_HOME", tempfile.mkdtemp(prefix="brainmvp-"))
     viewer = napari.Viewer(title="napari", show=True)
     viewer.window.resize(1390, 880)
     _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
     widget.tabs.setCurrentWidget(widget.train_tab)
+    return viewer, widget
+
+
+def train_form() -> None:
+    """Choose data with gaps."""
+    viewer, widget = _train_tab()
     form = widget.train.form
     form.sources.add_sources([str(_studies_with_gaps(Path(tempfile.gettempdir()) / "studies")), "synthetic:16"])
+    form.sources.setCurrentRow(0)
+    form.sources.change_chosen(weight=3.0)
     while "an estimate" not in form.cost.text():
         settle(1)
     viewer.screenshot(str(OUT / "train_form.png"), canvas_only=False, flash=False)
-    form.sources.setCurrentRow(0)
-    form.sources.remove_chosen()
+    viewer.close()
+
+
+def train_running() -> None:
+    """Pre-train on sixteen synthetic studies for some minutes."""
+    viewer, widget = _train_tab()
+    form = widget.train.form
+    form.sources.add_sources(["synthetic:16"])
     form.size.setCurrentIndex(form.size.findData(0))
     form.steps.setValue(600)
     settle(2)
@@ -190,8 +207,13 @@ def _draw(panel: QWidget, k: int, row: int, pixels: np.ndarray) -> None:
     settle(1)
 
 
+def main() -> None:
+    """Make those that are named, or all."""
+    makers = (segmentation, annotation, reconstruction, train_form, train_running)
+    for maker in makers:
+        if maker.__name__ in sys.argv[1:] or not sys.argv[1:]:
+            maker()
+
+
 if __name__ == "__main__":
     main()
-    annotation()
-    reconstruction()
-    train()

@@ -452,6 +452,7 @@ def test_the_better_model_takes_over_until_the_next_stroke(panel, known, viewer,
     shutil.rmtree(home / "models" / "mine")  # what it found is kept: the model is not run again
     qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
     np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), known.labels)
+    assert not viewer.layers["Prediction of mine"].editable  # nobody would save what is painted there
     np.testing.assert_array_equal(native(viewer.layers["Uncertainty"]), known.uncertainty)
     assert "prediction of mine, not the probe's" in panel.status.text()
     assert part.use.text() == "Use the probe"
@@ -473,6 +474,7 @@ def test_the_better_model_takes_over_until_the_next_stroke(panel, known, viewer,
     qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: not view.probe.busy, timeout=60_000)
     assert part.use.text() == "Use the model"
+    assert not viewer.layers["Prediction"].editable
     assert np.shares_memory(native(viewer.layers["Prediction"]), view.probe.prediction)
     qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
     np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), known.labels)

@@ -309,7 +309,11 @@ def test_a_job_takes_the_gpu_with_the_fewest_jobs_or_the_one_it_names(home, monk
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
     assert (gpu_count(), freest_gpu(mine, 1)) == (2, 1)
     spec = PretrainingSpec(data=(DataSource(path="synthetic:1"),), accelerator="cuda:3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_count() == 0, "they are hidden on purpose"
     job = training_job("pretrain", spec, "third")
     assert (job.device, job.settings["accelerator"]) == ("cuda:3", "cuda")
+    with pytest.raises(BrainMVPError, match="cuda:1,2: name one GPU"):
+        training_job("pretrain", spec.model_copy(update={"accelerator": "cuda:1,2"}), "fourth")
     said = {5: "5 s", 89: "89 s", 600: "10 min", 2 * 3600 + 1260: "2 h 20 min", 3600 * 50: "2 days 2 h"}
     assert {k: say_seconds(k) for k in said} == said

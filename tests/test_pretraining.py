@@ -358,7 +358,7 @@ def test_several_processes_prepare_the_same_and_end_when_asked_or_killed(studies
     assert [(s.name, s.path.read_bytes()) for s in same] == [(s.name, s.path.read_bytes()) for s in good]
     token = CancelToken()
     with pytest.raises(Cancelled):
-        cache_studies(found, tmp_path / "three", PreparationSpec(), lambda p: token.cancel(), token, workers=2)
+        cache_studies(found * 20, tmp_path / "three", PreparationSpec(), lambda p: token.cancel(), token, workers=2)
 
     def kill(progress):
         for child in psutil.Process().children(recursive=True):
@@ -796,7 +796,7 @@ def test_many_studies_that_were_left_out_are_counted(tmp_path):
 
 def test_a_stopped_run_writes_a_checkpoint_first_and_nobody_else_works_on_it(studies, tmp_path):
     token, left = CancelToken(), tmp_path / "run" / ".4711.part.checkpoint-00000009.pt"
-    left.parent.mkdir()
+    (left.parent / ".model.4711.part").mkdir(parents=True)
     left.write_bytes(b"what a killed process was writing")
 
     def stop_after_two(progress):
@@ -814,7 +814,7 @@ def test_a_stopped_run_writes_a_checkpoint_first_and_nobody_else_works_on_it(stu
             cancel=token,
         )
     assert last_checkpoint(tmp_path / "run")["step"] == 2
-    assert not left.exists()
+    assert not [path for path in left.parent.iterdir() if "part" in path.name]
 
 
 def test_checkpoints_keep_two_and_pass_over_a_damaged_one(tmp_path):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from napari_brainmvp.errors import StudyError
 
@@ -60,6 +59,8 @@ def interpolate_slices(labels: Labels, value: int, axis: int) -> int:
 
 
 def _distance(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    from scipy import ndimage  # takes a third of the time in which the panels open
+
     signed: NDArray[np.float64] = ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)
     return signed
 
@@ -90,6 +91,8 @@ def grow(plane: Labels, predicted: Labels, uncertainty: NDArray[Any], value: int
     if not seeds.any():
         raise StudyError("Paint a stroke of the class on this slice first: it grows from there.")
     allowed = (predicted == value) & (uncertainty < certain) & (plane == 0)
+    from scipy import ndimage
+
     reached = ndimage.binary_propagation(seeds, mask=allowed | seeds) & (plane == 0)
     plane[reached] = value
     return int(reached.sum())
@@ -112,6 +115,8 @@ def take_over(plane: Labels, predicted: Labels, where: tuple[int, int] | None = 
     """
     region = np.ones(plane.shape, bool)
     if where is not None:
+        from scipy import ndimage
+
         parts, _ = ndimage.label(predicted == predicted[where])
         region = parts == parts[where]
     fill = region & (plane == 0)

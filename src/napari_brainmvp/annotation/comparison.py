@@ -227,6 +227,8 @@ def compare(
     parts = {name: values for name, values in regions.items() if not wanted.keys().isdisjoint(values)}
     if not regions:
         parts = {name: (value,) for value, name in wanted.items()}
+    if wanted and not parts:
+        raise StudyError(f"Nothing of {', '.join(regions)} is painted on this study: paint some, to compare on it.")
     probe = np.zeros(labels.shape, np.int64)
     for fold in range(folds):
         held = painted[fold::folds]

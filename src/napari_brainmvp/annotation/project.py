@@ -40,6 +40,7 @@ class AnnotationProject:
     def __init__(self, folder: Path, content: ProjectContent, lock: ProjectLock) -> None:
         self.folder, self._content, self._lock = folder, content, lock
         self._histories: dict[str, LabelHistory] = {}
+        self._labelled = {path.name for path in (folder / "labels").glob("*")}
         self._loading = threading.Lock()
 
     @classmethod
@@ -55,7 +56,7 @@ class AnnotationProject:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileError(f"{path} is not empty: choose a new folder for the project, or open the one that is there.")
         content = ProjectContent(classes=check_classes(classes or default_classes()))
-        write_text_atomic(path / _FILE, content.model_dump_json(indent=2) + "\n")
+        _write(path, content)
         return cls.open(path)
 
     @classmethod
@@ -215,10 +216,10 @@ class AnnotationProject:
             return self._histories[name]
 
     def painted_on(self) -> list[str]:
-        """List the studies with strokes, by what lies on the disk: labels that nobody has opened yet are not read."""
-        known, folder = self._histories, self.folder / "labels"
+        """List the studies with strokes; of labels that nobody has opened yet, by whether there were any on opening."""
+        known = self._histories
         names = [s.name for s in self.studies]
-        return [n for n in names if (known[n].stroke > 0 if n in known else (folder / n).is_dir())]
+        return [n for n in names if (known[n].stroke > 0 if n in known else n in self._labelled)]
 
     def set_classes(self, classes: tuple[LabelClass, ...]) -> None:
         """Replace the classes.
@@ -291,8 +292,13 @@ class AnnotationProject:
     def _update(self, **changes: object) -> None:
         self._writable()
         content = self._content.model_copy(update=changes)
-        write_text_atomic(self.folder / _FILE, content.model_dump_json(indent=2) + "\n")
+        _write(self.folder, content)
         self._content = content
+
+
+def _write(folder: Path, content: ProjectContent) -> None:
+    unused = None if content.regions else {"regions"}  # so that older versions read what they know
+    write_text_atomic(folder / _FILE, content.model_dump_json(indent=2, exclude=unused) + "\n")
 
 
 def _study_name(name: str) -> str:

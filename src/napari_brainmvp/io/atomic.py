@@ -91,7 +91,7 @@ def make_folder(out: Path, fill: Callable[[Path], None], *, may_be_empty: bool =
 
 
 def remove_partial(folder: Path, older: float = 0.0) -> None:
-    """Remove what killed writers have left in a folder.
+    """Remove what killed writers have left in a folder and those inside it.
 
     Parameters
     ----------
@@ -99,7 +99,11 @@ def remove_partial(folder: Path, older: float = 0.0) -> None:
     older : float
         Seconds since the last change; more than any writing takes, where others may be writing there now.
     """
-    for path in folder.glob(".*.part.*"):
+    for path in [*folder.rglob(".*.part.*"), *folder.rglob(".*.part")]:
         with suppress(OSError):
-            if path.is_file() and time.time() - path.stat().st_mtime >= older:
+            if time.time() - path.stat().st_mtime < older:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
                 path.unlink()

@@ -49,12 +49,9 @@ class StudyFiles:
             There are none, or several.
         """
         if self.labels is None:
-            several = next((w for w in self.warnings if w.startswith("Labels were left out")), "")
-            raise StudyError(
-                f"{self.name}: {several} Keep one of them in the folder."
-                if several
-                else f"{self.name} has no labels: add a file named like *_seg.nii.gz."
-            )
+            several = [f": {w} Keep one." for w in self.warnings if w.startswith("Labels were left out")]
+            reason = several[0] if several else " has no labels: add a file named like *_seg.nii.gz."
+            raise StudyError(f"{self.name}{reason}")
         return self.labels
 
 

@@ -30,7 +30,7 @@ from napari_brainmvp.jobs.job import (
     read_job,
     write_file,
 )
-from napari_brainmvp.jobs.queue import device_names, freest_gpu, hold_devices
+from napari_brainmvp.jobs.queue import choosing, device_names, freest_gpu, hold_devices
 from napari_brainmvp.jobs.spec import KINDS, JobSpec
 from napari_brainmvp.models import list_models
 from napari_brainmvp.progress import CancelToken, Progress
@@ -76,8 +76,9 @@ def _work(job: Job, spec: JobSpec, file: StateFile) -> None:
     end: dict[str, Any] = {"state": JobState.failed}
     with _Pulse(folder, cancel) as pulse, _stop_on_signals(cancel):
         try:
-            devices = _choose_devices(folder, spec)
-            enter(devices=devices)
+            with choosing(folder):
+                devices = _choose_devices(folder, spec)
+                enter(devices=devices)
             pulse.report(Progress(f"Waiting for {', '.join(devices)}"))
             with hold_devices(folder, devices, cancel):
                 enter(state=JobState.running, started=time.time())
@@ -101,7 +102,7 @@ def _choose_devices(folder: Path, spec: JobSpec) -> tuple[str, ...]:
     wanted, _, number = spec.device.partition(":")
     if wanted == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif wanted != "mps":
+    elif wanted != "mps" and os.environ.get("CUDA_VISIBLE_DEVICES") != "":  # empty: they are hidden on purpose
         first = int(number) if number else freest_gpu(folder, spec.devices)
         names = device_names(f"cuda:{first}", spec.devices)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(name.partition(":")[2] for name in names)

@@ -18,10 +18,12 @@ from filelock import FileLock, Timeout
 from napari_brainmvp.jobs.job import JobState, list_jobs, read_job
 from napari_brainmvp.progress import CancelToken
 
-__all__ = ["device_names", "freest_gpu", "gpu_count", "hold_devices"]
+__all__ = ["choosing", "device_names", "freest_gpu", "gpu_count", "hold_devices"]
 
 _POLL = 0.5
+_PATIENCE = 600.0
 _DEVICES = Path("/dev")
+_LOCKS = ".devices"
 
 
 def device_names(first: str, count: int) -> tuple[str, ...]:
@@ -36,18 +38,21 @@ def device_names(first: str, count: int) -> tuple[str, ...]:
     """
     if not first.startswith("cuda"):
         return (first,)
-    visible = _visible()
+    visible = _visible() or []
     start = int(first.partition(":")[2] or 0)
     return tuple(f"cuda:{visible[k] if k < len(visible) else k}" for k in range(start, start + count))
 
 
-def _visible() -> list[str]:
-    return [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+def _visible() -> list[str] | None:
+    """Return the GPUs this process may use, where the environment says so; none of them is a statement, too."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if said is None else [name.strip() for name in said.split(",") if name.strip()]
 
 
 def gpu_count() -> int:
     """Count the NVIDIA GPUs this process may use, without torch; 0 where that is not known (only Linux tells)."""
-    return len(_visible() or list(_DEVICES.glob("nvidia[0-9]*")))
+    visible = _visible()
+    return len(list(_DEVICES.glob("nvidia[0-9]*")) if visible is None else visible)
 
 
 def freest_gpu(folder: Path, count: int) -> int:
@@ -71,6 +76,21 @@ def freest_gpu(folder: Path, count: int) -> int:
 
 
 @contextmanager
+def choosing(folder: Path) -> Iterator[None]:
+    """Let one job after the other choose its devices, so that each knows what those before it took.
+
+    Parameters
+    ----------
+    folder : Path
+        The job's.
+    """
+    locks = folder.parent / _LOCKS
+    locks.mkdir(exist_ok=True)
+    with FileLock(locks / f"{socket.gethostname()}-choice.lock", timeout=_PATIENCE):
+        yield
+
+
+@contextmanager
 def hold_devices(folder: Path, devices: Sequence[str], cancel: CancelToken) -> Iterator[None]:
     """Wait until it is this job's turn on all its devices, and hold them while the block runs.
 
@@ -88,7 +108,7 @@ def hold_devices(folder: Path, devices: Sequence[str], cancel: CancelToken) -> I
     Cancelled
         The job was stopped while it waited.
     """
-    locks = folder.parent / ".devices"
+    locks = folder.parent / _LOCKS
     locks.mkdir(exist_ok=True)
     names = [re.sub(r"\W+", "-", f"{socket.gethostname()}-{device}") for device in sorted(devices)]
     with ExitStack() as held:

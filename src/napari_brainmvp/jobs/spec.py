@@ -122,7 +122,7 @@ def training_job(kind: str, settings: BaseModel, name: str, *, cache: Path | Non
     Raises
     ------
     BrainMVPError
-        ``name`` cannot be a model's name, the run needs several machines, or data are not there.
+        ``name`` cannot be a model's name, the run needs several machines, data are not there, or a GPU has no number.
     """
     content = absolute_paths(settings).model_dump(mode="json")
     if content.get("nodes", 1) > 1:
@@ -130,6 +130,8 @@ def training_job(kind: str, settings: BaseModel, name: str, *, cache: Path | Non
     accelerator = content["accelerator"]
     device = {"gpu": "cuda", "cpu": "cpu", "cuda": "cuda", "mps": "mps"}.get(accelerator, "auto")
     if accelerator.startswith("cuda:"):  # the job's process sees no other, and numbers it 0
+        if not accelerator[5:].isdecimal():
+            raise BrainMVPError(f"accelerator {accelerator}: name one GPU by its number, for example cuda:1.")
         device, content["accelerator"] = accelerator, "cuda"
     try:
         return JobSpec(

@@ -161,10 +161,10 @@ class FinetuneRow(QWidget):
         project = self._project
         if project is None or self._work is not None:
             return
-        count, asked = self._count(), self._asked(self.preset.currentData(), self._count())
+        asked = self._asked(self.preset.currentData(), self._count())
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-            return _submit(project, asked, count, progress, cancel)
+            return _submit(project, asked, progress, cancel)
 
         self._run(run, "Exporting what is annotated…", self._submitted)
 
@@ -196,9 +196,10 @@ class FinetuneRow(QWidget):
     def _compared(self, view: AnnotationView, found: ModelPrediction, comparison: Comparison) -> None:
         """Say which is better, and keep what the model predicts where that is it."""
         self._better = (view, found) if comparison.model_is_better else None
-        if not comparison.model_is_better and view is self._view and view.model:
+        if view is self._view and view.model:  # an older model's, or one that is no better any more
             view.use_probe()
-        self._ended(_verdict(found.model, comparison))
+        where = "" if view is self._view else view.name
+        self._ended(_verdict(found.model, comparison, where))
 
     def _offer_model(self) -> None:
         """Offer the model, or the way back, on the study on which it was found better."""
@@ -250,10 +251,14 @@ class FinetuneRow(QWidget):
             self._work = None
 
 
-def _verdict(name: str, found: Comparison) -> str:
+def _verdict(name: str, found: Comparison, where: str) -> str:
+    """Say which is better, and on which study if that is no longer the one that is open."""
     probe, model = (sum(scores.values()) / len(scores) for scores in (found.probe, found.model))
     better = "The model is better here: use it" if found.model_is_better else "The probe is better: go on"
-    return f"Mean Dice on {found.slices} painted slices: probe {probe:.2f}, {name} {model:.2f}. {better}."
+    if where:
+        better = f"The {'model' if found.model_is_better else 'probe'} is better there"
+    slices = f"{found.slices} painted slices{' of ' * bool(where)}{where}"
+    return f"Mean Dice on {slices}: probe {probe:.2f}, {name} {model:.2f}. {better}."
 
 
 def _folds(studies: int) -> int:
@@ -261,17 +266,15 @@ def _folds(studies: int) -> int:
     return min(_FOLDS, studies) if studies > 1 else 0
 
 
-def _submit(
-    project: AnnotationProject, asked: FinetuneSpec, count: int, progress: ProgressCallback, cancel: CancelToken
-) -> Any:
+def _submit(project: AnnotationProject, asked: FinetuneSpec, progress: ProgressCallback, cancel: CancelToken) -> Any:
     name = free_name(_model_name(project.folder, asked.task))
     folder = _free_folder(project.folder / "datasets" / name)
     data = export_dataset(project, folder, progress=progress, cancel=cancel, task=asked.task)
-    missing = left_out(data)
-    folds = _folds(count - len(missing)) if asked.folds else 0
+    exported = sum(path.is_dir() for path in data.iterdir())
+    folds = _folds(exported) if asked.folds else 0
     spec = asked.model_copy(update={"data": (DataSource(path=str(data)),), "folds": folds})
     job = submit_job(training_job("finetune", spec, name))
-    return job, missing
+    return job, left_out(data)
 
 
 def _free_folder(folder: Path) -> Path:

@@ -74,6 +74,7 @@ class ShownPrediction:
         self._layer.name = f"{_NAME} of {self.model}" if self.model else _NAME
         for layer, values in ((self._layer, labels), (self._map, uncertainty)):
             layer.data = values.transpose(layer.metadata[KEY].order).T
+        self._layer.editable = False  # new data make it editable, and what is painted on it is saved by nobody
 
     def show_uncertainty(self, on: bool) -> None:
         """Show or hide the uncertainty."""

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 from napari_brainmvp.io import StudyFiles, read_label_map, read_study
-from napari_brainmvp.io.atomic import atomic_path, write_text_atomic
+from napari_brainmvp.io.atomic import atomic_path, remove_partial, write_text_atomic
 from napari_brainmvp.io.images import readable
 from napari_brainmvp.preparation import PreparationSpec, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
@@ -41,6 +42,10 @@ __all__ = ["CachedStudy", "Problem", "cache_folder", "cache_studies", "cache_syn
 _CHUNK = 1 << 16
 _POLL = 0.2
 """Seconds between looks at whether to stop, while other processes prepare."""
+_MOST_WORKERS = 61
+"""Windows waits for no more."""
+_LONG = 3600.0
+"""Seconds; more than writing a study takes."""
 _EIGHT = ("t1", "t1c", "t2", "flair", "dwi", "adc", "mra", "pd")
 logger = logging.getLogger(__name__)
 
@@ -137,6 +142,7 @@ def cache_studies(
     FileError
         The cache cannot be written, or a process that prepares was killed.
     """
+    remove_partial(folder, _LONG)
     good: list[CachedStudy] = []
     bad: list[Problem] = []
     prepare_one = partial(_cache_files, folder=folder, spec=spec, labels=labels)
@@ -203,39 +209,37 @@ def _each(
             yield function(item)
         return
     context = multiprocessing.get_context("spawn")  # a copy of this process could hang on a lock of torch's threads
-    with ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
-        futures = [pool.submit(function, item) for item in items]
+    ended, alive = context.Pipe(duplex=False)  # closed by the system, too, when this process is killed
+    with ended, alive, ProcessPoolExecutor(min(workers, _MOST_WORKERS), context, _begin_worker, (ended,)) as pool:
         try:
-            for future in futures:
+            for future in [pool.submit(function, item) for item in items]:
                 yield _result(future, cancel)
+        except BrokenProcessPool as error:
+            raise FileError(
+                "A process that prepares studies has ended before its time: use fewer workers where memory is short; "
+                "in a script of your own, call this below if __name__ == '__main__'."
+            ) from error
         finally:
-            pool.shutdown(cancel_futures=True)
+            alive.close()  # what they are at is not waited for: files are complete or not there
 
 
 def _result(future: Future[Made], cancel: CancelToken) -> Made:
     while wait([future], _POLL).not_done:
         cancel.raise_if_cancelled()
     cancel.raise_if_cancelled()
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise FileError(
-            "A process that prepares studies was killed, probably as memory ran out: use fewer workers."
-        ) from error
+    return future.result()
 
 
-def _begin_worker() -> None:
-    """Leave interrupts to the parent, end when it does, and take one core."""
+def _begin_worker(ended: Connection) -> None:
+    """Leave interrupts to the parent, end when it closes its end of a pipe, and take one core."""
     import torch
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
 
     def end_with_it() -> None:
-        parent.join()
-        os._exit(1)
+        ended.poll(None)
+        os._exit(0)
 
     threading.Thread(target=end_with_it, daemon=True).start()
 

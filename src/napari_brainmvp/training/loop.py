@@ -41,6 +41,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_PATIENCE = 5.0
+"""Seconds for a killed process's lock to be let go of."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What file systems without locks answer, mostly network ones."""
 _MOST_SKIPPED = 10
 """Updates in a row that may be skipped before a run counts as lost."""
 
@@ -199,18 +203,20 @@ def hold_run(run: Path) -> Iterator[None]:
     FileError
         The folder cannot be made.
     """
-    lock = FileLock(run / ".lock")
+    lock = FileLock(run / ".lock", timeout=_PATIENCE, fallback_to_soft=False)  # a soft one outlives its node
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire()
     except Timeout as error:
         raise BrainMVPError(
-            f"Another process works on {run}: wait for it, stop it, or choose another folder."
+            f"Another process works on {run}, it holds .lock there: wait for it, stop it, or choose another folder."
         ) from error
-    except NotImplementedError:  # some network file systems have no locks
+    except (NotImplementedError, OSError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
+            raise FileError(f"{run} cannot be used ({error}): choose another folder.") from error
         logger.warning("%s lies where files cannot be locked: see to it that no other process uses it.", run)
-    except OSError as error:
-        raise FileError(f"{run} cannot be used ({error.strerror or error}): choose another folder.") from error
+        yield
+        return
     try:
         remove_partial(run)
         yield

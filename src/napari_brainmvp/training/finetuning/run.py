@@ -91,6 +91,8 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if scale := state.get("precision"):
+            self.fabric.strategy.precision.load_state_dict(scale)
         self.best, self.stale = state["best"], state["stale"]
         return step
 
@@ -100,6 +102,7 @@ class Run:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),  # the scale of float16's gradients
             "best": self.best,
             "stale": self.stale,
         }

@@ -83,7 +83,8 @@ def _work(
     folder = run_cache(run, cache, keep=first)
     with fabric.rank_zero_first():  # the others find everything prepared
         report = progress if first else no_progress
-        datasets, held_out, problems = collect(spec, folder, report, cancel)
+        alone = spec if fabric.local_rank == 0 else spec.model_copy(update={"workers": 0})
+        datasets, held_out, problems = collect(alone, folder, report, cancel)
     if first:
         describe_run(run, spec, problems)
     trainer = Run(fabric, spec, run, held_out)
