@@ -13,6 +13,7 @@ from napari_brainmvp.annotation.participants import export_participants, import_
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.plugin.live_probe import read_features
+from napari_brainmvp.plugin.style import link
 from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 
@@ -40,7 +41,7 @@ class ProjectStudies(QWidget):
         self.studies = QComboBox()
         self.rank = QPushButton("Which next?")
         self.group = QComboBox()
-        self.table = QToolButton()
+        self.table = link("Files ▾")
         self._build()
 
     def _build(self) -> None:
@@ -54,7 +55,6 @@ class ProjectStudies(QWidget):
             box.setMinimumContentsLength(8)
         self.group.setEditable(True)
         self.group.setToolTip("The class of the open study as a whole, for classification: choose, or write a new one.")
-        self.table.setText("Files")
         self.table.setToolTip("The classes of all studies from and to a BIDS table; all that is annotated as a dataset")
         self.table.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         menu = QMenu(self.table)
