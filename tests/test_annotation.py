@@ -78,6 +78,20 @@ def test_two_strokes_find_the_lesion_in_the_volume(features):
         np.testing.assert_array_equal(doubt, volume.uncertainty.take(17, axis))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_gpu_predicts_what_the_processor_does(features):
+    found = []
+    for device in ("cpu", "cuda"):
+        predictor = StudyPredictor(features, background=1, device=device)
+        predictor.fit(strokes())
+        volume = predictor.predict_volume()
+        labels, _ = predictor.predict_slice(2, 17)
+        assert (labels == volume.labels[..., 17]).mean() > 0.999
+        found.append(volume)
+    assert (found[0].labels == found[1].labels).mean() > 0.999
+    np.testing.assert_allclose(found[0].uncertainty, found[1].uncertainty, atol=0.02)
+
+
 def test_the_network_is_believed_where_nothing_is_labelled_and_the_hand_where_it_differs():
     """Voxels of one class to the network and of two to the eye: one stroke on each, then one that corrects."""
     rng = np.random.default_rng(0)

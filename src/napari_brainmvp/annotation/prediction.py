@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,12 @@ from napari_brainmvp.annotation.features import CLASS, LIMIT, StudyFeatures
 from napari_brainmvp.annotation.history import label_dtype
 from napari_brainmvp.annotation.probe import Probe, ProbeSpec
 from napari_brainmvp.errors import BrainMVPError, StudyError
+from napari_brainmvp.inference.device import choose_device
 from napari_brainmvp.preparation.resampling import resample
 
 __all__ = ["LabelledVoxels", "StudyPredictor", "VolumePrediction", "labelled_voxels", "uncertain_slice"]
+
+logger = logging.getLogger(__name__)
 
 _PLACE = 8.0
 """Edge of the cubes that labelled places are counted in, mm."""
@@ -82,10 +86,16 @@ class StudyPredictor:
     background : int
         Label value predicted outside the foreground.
     spec : ProbeSpec, optional
+    device : str
+        Where voxels are predicted, as :func:`napari_brainmvp.inference.choose_device` takes it; the fit, of few voxels
+        and many small steps, is quicker on the processor, and so is everything on what is no CUDA device.
     """
 
-    def __init__(self, features: StudyFeatures, background: int = 0, spec: ProbeSpec | None = None) -> None:
+    def __init__(
+        self, features: StudyFeatures, background: int = 0, spec: ProbeSpec | None = None, device: str = "auto"
+    ) -> None:
         self.features, self.background = features, background
+        self._values = _on_device(features.values, device)
         self.probe = Probe(features.names, background, spec)
         self._rows = _native_rows(features)
         self._sample = torch.arange(0, features.count, max(1, features.count // _UNLABELLED))
@@ -145,7 +155,8 @@ class StudyPredictor:
         """
         rows: NDArray[np.int32] = np.take(self._rows, index, axis=axis)
         inside = rows >= 0
-        found, doubt = self._decide(self.probe.predict(self.features.values[torch.from_numpy(rows[inside]).long()]))
+        chosen = torch.from_numpy(rows[inside]).long().to(self._values.device)
+        found, doubt = self._decide(self.probe.predict(self._values[chosen]))
         labels = np.full(rows.shape, self.background, found.dtype)
         uncertainty = np.zeros(rows.shape, np.float16)
         labels[inside], uncertainty[inside] = found, doubt
@@ -157,7 +168,7 @@ class StudyPredictor:
         Where its voxels are those of the features this is a look-up. Elsewhere class probabilities are interpolated
         before the largest is taken, so that outlines stay smooth.
         """
-        probabilities = self.probe.predict(self.features.values)
+        probabilities = self.probe.predict(self._values)
         found, doubt = self._decide(probabilities)
         inside = self._rows >= 0
         uncertainty = np.zeros(self._rows.shape, np.float16)
@@ -168,7 +179,7 @@ class StudyPredictor:
             return VolumePrediction(labels, uncertainty)
         best = np.zeros(self._rows.shape, np.float32)
         rows = torch.from_numpy(self.features.rows)
-        for value, column in zip(self.probe.classes, probabilities.T, strict=True):
+        for value, column in zip(self.probe.classes, probabilities.T.cpu(), strict=True):
             volume = torch.zeros(rows.shape)
             volume[rows >= 0] = column
             share = resample(volume, self.features.grid, self.features.source).numpy()
@@ -180,7 +191,19 @@ class StudyPredictor:
         """Return the label value and the relative entropy of each row."""
         values = np.array(self.probe.classes, label_dtype((*self.probe.classes, self.background)))
         entropy = -torch.xlogy(probabilities, probabilities).sum(1) / np.log(len(values))
-        return values[probabilities.argmax(1).numpy()], entropy.clamp_(0, 1).half().numpy()
+        return values[probabilities.argmax(1).cpu().numpy()], entropy.clamp_(0, 1).half().cpu().numpy()
+
+
+def _on_device(values: Tensor, device: str) -> Tensor:
+    """Copy features to a CUDA device, once a study; leave them where they are without one, or without the memory."""
+    chosen = choose_device(device)
+    if chosen.type != "cuda":
+        return values
+    try:
+        return values.to(chosen)
+    except torch.OutOfMemoryError:
+        logger.warning("%s has no memory left for the features of this study: the processor predicts.", chosen)
+        return values
 
 
 def uncertain_slice(uncertainty: NDArray[np.floating], labels: NDArray[Any], axis: int) -> int:
