@@ -21,19 +21,21 @@ from typing import Any
 
 import napari
 import numpy as np
+from qtpy.QtCore import QEventLoop, QTimer
 from qtpy.QtWidgets import QApplication
 
+from annotation import HELD_OUT
 from napari_brainmvp.plugin.layers import study_layers
 from napari_brainmvp.synthesis import SynthesisSpec, make_study
 
-SEED = 9_500_000
-
 
 def wait_for(done: Any) -> None:
-    """Let Qt work until something is so."""
-    while not done():
-        QApplication.processEvents()
-        time.sleep(0.001)
+    """Let Qt work until something is so; it is looked at seldom, as looking takes the computation's time."""
+    loop, timer = QEventLoop(), QTimer()
+    timer.timeout.connect(lambda: done() and loop.quit())
+    timer.start(100)
+    loop.exec()
+    timer.stop()
 
 
 def paint_stroke(layer: Any, k: int, middle: np.ndarray, value: int) -> None:
@@ -63,7 +65,7 @@ def main() -> None:
 
 def measure(folder: Path, strokes: int) -> dict[str, list[float]]:
     """Return the times of every stroke but the first, which has no prediction to follow it."""
-    study = make_study(SEED, SynthesisSpec(lesion="glioma"))
+    study = make_study(HELD_OUT, SynthesisSpec(lesion="glioma"))
     viewer = napari.Viewer(show=True)
     viewer.window.resize(1390, 880)
     _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")

@@ -9,6 +9,7 @@ to the slices between.
 from __future__ import annotations
 
 import itertools
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -208,7 +209,7 @@ def _network_maps(
     rest = [-n % STRIDE for n in size]
     images = F.pad(images, (0, rest[2], 0, rest[1], 0, rest[0]))
     full = tuple(images.shape[1:])
-    window = [min(n, w) for n, w in zip(full, _WINDOW, strict=True)]
+    window = [_window(n, w) for n, w in zip(full, _WINDOW, strict=True)]
     starts = [
         [STRIDE * round(s / STRIDE) for s in window_starts(n, w, _OVERLAP)] for n, w in zip(full, window, strict=True)
     ]
@@ -246,6 +247,20 @@ def _network_maps(
             named.append((f"{title} {channel}", values[: size[0], : size[1], : size[2]]))
     logits = sums[1][network.full_resolution_channels :, : size[0], : size[1], : size[2]]
     return named + [(f"{CLASS}{k}", values) for k, values in enumerate(logits.log_softmax(0))]
+
+
+def _window(size: int, largest: int) -> int:
+    """Return the length of windows along an axis: all of it, or the least with which as many as are needed overlap.
+
+    Examples
+    --------
+    >>> _window(144, 160), _window(176, 160)
+    (144, 112)
+    """
+    if size <= largest:
+        return size
+    count = math.ceil((size - _OVERLAP * largest) / ((1 - _OVERLAP) * largest))
+    return STRIDE * math.ceil(size / (count - (count - 1) * _OVERLAP) / STRIDE)
 
 
 def _decode(network: SegmentationNetwork, x: Tensor) -> dict[int, Tensor]:
