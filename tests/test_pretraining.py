@@ -1,6 +1,7 @@
 """Pre-training: the formulas against small numpy versions, and real runs, killed and resumed."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -30,7 +31,7 @@ from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.training.cache import CachedStudy, cache_studies
 from napari_brainmvp.training.checkpoints import has_checkpoint, last_checkpoint, save_checkpoint
-from napari_brainmvp.training.loop import drop_rows, log_row
+from napari_brainmvp.training.loop import drop_rows, hold_run, log_row
 from napari_brainmvp.training.pretraining.data import CropStream, Dataset, collect
 from napari_brainmvp.training.pretraining.engine import pretrain
 from napari_brainmvp.training.pretraining.model import PretrainingModel, Views, unseen
@@ -815,6 +816,21 @@ def test_a_stopped_run_writes_a_checkpoint_first_and_nobody_else_works_on_it(stu
         )
     assert last_checkpoint(tmp_path / "run")["step"] == 2
     assert not [path for path in left.parent.iterdir() if "part" in path.name]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_run_works_where_files_cannot_be_locked(tmp_path, monkeypatch, caplog, number):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    left = tmp_path / ".4711.part.checkpoint-00000009.pt"
+    left.touch()
+    with hold_run(tmp_path):
+        assert left.exists()  # somebody may be writing it
+    assert "files cannot be locked" in caplog.text
 
 
 def test_checkpoints_keep_two_and_pass_over_a_damaged_one(tmp_path):

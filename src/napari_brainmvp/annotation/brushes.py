@@ -90,9 +90,9 @@ def grow(plane: Labels, predicted: Labels, uncertainty: NDArray[Any], value: int
     seeds = plane == value
     if not seeds.any():
         raise StudyError("Paint a stroke of the class on this slice first: it grows from there.")
-    allowed = (predicted == value) & (uncertainty < certain) & (plane == 0)
     from scipy import ndimage
 
+    allowed = (predicted == value) & (uncertainty < certain) & (plane == 0)
     reached = ndimage.binary_propagation(seeds, mask=allowed | seeds) & (plane == 0)
     plane[reached] = value
     return int(reached.sum())

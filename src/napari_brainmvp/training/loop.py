@@ -211,14 +211,13 @@ def hold_run(run: Path) -> Iterator[None]:
         raise BrainMVPError(
             f"Another process works on {run}, it holds .lock there: wait for it, stop it, or choose another folder."
         ) from error
-    except (NotImplementedError, OSError) as error:
-        if getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
             raise FileError(f"{run} cannot be used ({error}): choose another folder.") from error
         logger.warning("%s lies where files cannot be locked: see to it that no other process uses it.", run)
-        yield
-        return
     try:
-        remove_partial(run)
+        if lock.is_locked:
+            remove_partial(run)
         yield
     finally:
         lock.release()

@@ -110,7 +110,8 @@ _BYTES_A_VOXEL = {
     ("small", "plain"): 7e3,
 }
 _BASE_GIGABYTES = {"compact": 0.6, "small": 1.1}
-"""Of a sample, and before any sample: ``benchmarks/training_estimates.py`` in float32, crops of 32 and 64."""
+"""Of a sample, and before any sample: ``benchmarks/training_estimates.py`` in float32, crops of 32 and 64; but for
+``("compact", "plain")``, which no recipe is and which was taken to be in proportion."""
 _TEMPLATE_COPIES = 6
 """Templates, their gradients, their optimiser's two moments, their average, and a checkpoint of all that."""
 _PREPARING = 5.0
