@@ -16,6 +16,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,13 @@ def wait_for(done: Any) -> None:
     timer.stop()
 
 
-def paint_stroke(layer: Any, k: int, middle: np.ndarray, value: int) -> None:
-    """Paint a short straight stroke and lift the brush."""
+def paint_stroke(layer: Any, k: int, middle: np.ndarray, value: int, lift: Callable[[], None]) -> None:
+    """Paint a short straight stroke, which is not drawn yet when the brush is lifted."""
     layer.selected_label = value
     with layer.block_history():
         for step in range(-10, 11):
             layer.paint((k, int(middle[0]), int(middle[1]) + step), value)
-    layer.events.paint(value=[])
+        lift()
 
 
 def main() -> None:
@@ -92,8 +93,7 @@ def measure(folder: Path, strokes: int) -> dict[str, list[float]]:
         middle = np.array(shape[1:]) // 2 + rng.integers(-35, 36, 2)
         QApplication.processEvents()
         seen.clear()
-        lifted[0] = time.perf_counter()
-        paint_stroke(view.layer, k, middle, value)
+        paint_stroke(view.layer, k, middle, value, lambda: lifted.insert(0, time.perf_counter()))
         back = time.perf_counter() - lifted[0]
         if number == 0:  # one class only: nothing to predict yet
             wait_for(lambda: not view.probe.busy)

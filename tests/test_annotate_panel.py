@@ -109,6 +109,20 @@ def test_strokes_become_a_prediction_and_are_corrected(panel, view, viewer, qtbo
     np.testing.assert_array_equal(panel.project.labels("case").labels, native(layer))
 
 
+def test_a_stroke_does_not_wait_for_the_volume_of_the_one_before(panel, view, viewer, qtbot):
+    both(panel, qtbot)
+    qtbot.waitUntil(lambda: not view.probe.busy, timeout=60_000)
+    prediction, layer = native(viewer.layers["Prediction"]), view.layer
+    spots = [tuple(spot) for spot in np.argwhere((prediction == 1) & (truth() == 1))[::2000][:2]]
+    panel.classes.choose(1)
+    for i, j, k in spots:  # without a turn of the event loop between them
+        layer.paint((k, j, i), 2)
+        layer.events.paint(value=[])
+    assert view.probe.busy
+    qtbot.waitUntil(lambda: not view.probe.busy, timeout=60_000)
+    assert [prediction[spot] for spot in spots] == [2, 2]
+
+
 def test_the_mouse_paints_on_the_canvas(panel, view, viewer, qtbot):
     panel.classes.choose(1)
     canvas = viewer.window._qt_viewer.canvas

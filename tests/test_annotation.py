@@ -141,6 +141,21 @@ def test_classes_are_found_whatever_columns_the_first_study_has(model):
     assert bare.columns(names)[:, -1].max() == -8
 
 
+def test_the_fit_goes_on_and_the_volume_can_be_given_up(features):
+    whole, two = StudyPredictor(features, background=1), StudyPredictor(features, background=1)
+    with pytest.raises(ValueError, match="call fit first"):
+        two.refine()
+    whole.fit(strokes(), steps=12)
+    whole.fit(strokes(), steps=20)
+    two.fit(strokes(), steps=12)
+    two.refine(20)
+    np.testing.assert_array_equal(two.predict_volume().uncertainty, whole.predict_volume().uncertainty)
+    cancel = CancelToken()
+    cancel.cancel()
+    with pytest.raises(Cancelled):
+        two.predict_volume(cancel)
+
+
 def test_a_study_that_is_painted_all_over_is_fitted_to_the_labels_alone(features):
     predictor = StudyPredictor(features, background=1)
     predictor.fit(truth())

@@ -17,6 +17,7 @@ from napari_brainmvp.annotation.probe import Probe, ProbeSpec
 from napari_brainmvp.errors import BrainMVPError, StudyError
 from napari_brainmvp.inference.device import choose_device
 from napari_brainmvp.preparation.resampling import resample
+from napari_brainmvp.progress import CancelToken
 
 __all__ = ["LabelledVoxels", "StudyPredictor", "VolumePrediction", "labelled_voxels", "uncertain_slice"]
 
@@ -77,6 +78,16 @@ class VolumePrediction:
     uncertainty: NDArray[np.float16]
 
 
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """What a probe is fitted to, see :meth:`Probe.fit`."""
+
+    values: Tensor
+    labels: NDArray[np.int64]
+    unlabelled: Tensor
+    places: int
+
+
 class StudyPredictor:
     """The probe of one study: told its labels after every stroke, asked for slices and volumes.
 
@@ -99,6 +110,7 @@ class StudyPredictor:
         self.probe = Probe(features.names, background, spec)
         self._rows = _native_rows(features)
         self._sample = torch.arange(0, features.count, max(1, features.count // _UNLABELLED))
+        self._lesson: _Lesson | None = None
         self._exact = np.abs(np.array(features.source.spacing) - features.grid.spacing[0]).max() < 1e-3
 
     @property
@@ -123,22 +135,36 @@ class StudyPredictor:
         BrainMVPError
             Fewer than two classes are labelled in the foreground.
         """
-        mine = labelled_voxels(self.features, labels, self._rows)
-        if not others and len(np.unique(mine.labels)) < 2 <= len(np.unique(labels[labels != 0])):
+        painted = labels != 0
+        mine = labelled_voxels(self.features, labels, self._rows, painted)
+        if not others and len(np.unique(mine.labels)) < 2 <= len(np.unique(labels[painted])):
             raise BrainMVPError(
                 "The strokes of a class all lie in the black outside the head, where nothing is learned: paint the "
                 "background inside the head, where nothing is wrong."
             )
-        values, found = [mine.values], [mine.labels]
-        for other in others:
-            values.append(other.columns(self.features.names))
-            found.append(other.labels)
         free = torch.ones(self.features.count, dtype=torch.bool)
-        painted = self._rows[labels != 0]
-        free[torch.from_numpy(painted[painted >= 0]).long()] = False
-        unlabelled = self.features.values[self._sample[free[self._sample]]]
-        places = mine.places + sum(other.places for other in others)
-        self.probe.fit(torch.cat(values), np.concatenate(found), steps, unlabelled=unlabelled, places=places)
+        rows = self._rows[painted]
+        free[torch.from_numpy(rows[rows >= 0]).long()] = False
+        self._lesson = _Lesson(
+            torch.cat([mine.values, *(other.columns(self.features.names) for other in others)]),
+            np.concatenate([mine.labels, *(other.labels for other in others)]),
+            self.features.values[self._sample[free[self._sample]]],
+            mine.places + sum(other.places for other in others),
+        )
+        self.refine(steps)
+
+    def refine(self, steps: int | None = None) -> None:
+        """Go on with the last fit, to the same labels.
+
+        Parameters
+        ----------
+        steps : int, optional
+            See :meth:`Probe.fit`.
+        """
+        lesson = self._lesson
+        if lesson is None:
+            raise ValueError("There is nothing to go on with: call fit first.")
+        self.probe.fit(lesson.values, lesson.labels, steps, unlabelled=lesson.unlabelled, places=lesson.places)
 
     def predict_slice(self, axis: int, index: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
         """Predict one plane of the study's own grid.
@@ -162,13 +188,23 @@ class StudyPredictor:
         labels[inside], uncertainty[inside] = found, doubt
         return labels, uncertainty
 
-    def predict_volume(self) -> VolumePrediction:
+    def predict_volume(self, cancel: CancelToken | None = None) -> VolumePrediction:
         """Predict the whole study on its own grid.
 
         Where its voxels are those of the features this is a look-up. Elsewhere class probabilities are interpolated
         before the largest is taken, so that outlines stay smooth.
+
+        Parameters
+        ----------
+        cancel : CancelToken, optional
+            Looked at all along: whoever paints the next stroke does not wait for the volume.
+
+        Raises
+        ------
+        Cancelled
+            It was.
         """
-        probabilities = self.probe.predict(self._values)
+        probabilities = self.probe.predict(self._values, cancel)
         found, doubt = self._decide(probabilities)
         inside = self._rows >= 0
         uncertainty = np.zeros(self._rows.shape, np.float16)
@@ -224,7 +260,10 @@ def uncertain_slice(uncertainty: NDArray[np.floating], labels: NDArray[Any], axi
 
 
 def labelled_voxels(
-    features: StudyFeatures, labels: NDArray[Any], rows: NDArray[np.int32] | None = None
+    features: StudyFeatures,
+    labels: NDArray[Any],
+    rows: NDArray[np.int32] | None = None,
+    painted: NDArray[np.bool_] | None = None,
 ) -> LabelledVoxels:
     """Gather the features of a study's labelled foreground voxels.
 
@@ -235,6 +274,8 @@ def labelled_voxels(
         0 is unlabelled.
     rows : ndarray of the same shape, int32, optional
         The row of each voxel, where the caller has it.
+    painted : ndarray of the same shape, bool, optional
+        Where ``labels`` are not 0, likewise.
 
     Raises
     ------
@@ -246,7 +287,8 @@ def labelled_voxels(
             f"The labels have shape {labels.shape}, the study {features.source.shape}: paint on a layer of the study."
         )
     rows = _native_rows(features) if rows is None else rows
-    where = np.flatnonzero(labels)
+    painted = labels != 0 if painted is None else painted
+    where = np.flatnonzero(painted)  # of integers it would take ten times as long, and stop all other threads
     chosen = rows.reshape(-1)[where]
     keep = chosen >= 0
     values = features.values[torch.from_numpy(chosen[keep]).long()]

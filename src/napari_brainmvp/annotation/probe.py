@@ -14,7 +14,9 @@ network knows, and the last ones from what the hand does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +28,7 @@ from torch import Tensor
 from napari_brainmvp.annotation.features import CLASS
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.inference.device import choose_dtype
+from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.training.labels import assign_classes
 
 __all__ = ["Probe", "ProbeSpec"]
@@ -161,7 +164,7 @@ class Probe:
         if found != self.classes or not _same(unions, self._unions):
             self._unions = unions
             self._start(found, values.float(), target, prior)
-        with torch.inference_mode():
+        with torch.inference_mode(), _threads(1):  # so few voxels are done before a second core has woken up
             labelled = _Batch(values.float(), prior, F.one_hot(target, len(classes)).float())
             believed = None if unions is None or unlabelled is None else self._believed(unlabelled)
             share = self.spec.trust / max(1, places) * self._agreement(prior, target)
@@ -246,22 +249,52 @@ class Probe:
                 scaled = (mean / (1 - 0.9**step)) / ((square / (1 - 0.99**step)).sqrt() + 1e-8)
                 value.mul_(1 - rate * spec.weight_decay).sub_(scaled, alpha=rate)
 
-    @torch.inference_mode()
-    def predict(self, values: Tensor) -> Tensor:
-        """Return the probabilities of :attr:`classes`, (n, K) float32, of feature rows (n, F), where these are."""
+    def predict(self, values: Tensor, cancel: CancelToken | None = None) -> Tensor:
+        """Return the probabilities of :attr:`classes`, (n, K) float32, of feature rows (n, F), where these are.
+
+        Raises
+        ------
+        Cancelled
+            ``cancel`` was.
+        """
         device = values.device
         dtype, size = choose_dtype(device), _CHUNK[device.type]
         first, bias, last, offset = (w.to(device, dtype) for w in self._weights)
         unions = None if self._unions is None else self._unions.to(device)
         out = torch.empty(len(values), len(self.classes), device=device)
-        for start in range(0, len(values), size):
+
+        @torch.inference_mode()
+        def decide(start: int) -> None:
+            if cancel is not None:
+                cancel.raise_if_cancelled()
             chunk = values[start : start + size]
             hidden = torch.addmm(bias, chunk[:, : self._features].to(dtype), first).clamp_(min=0)
             logits = torch.addmm(offset, hidden, last).float()
             if unions is not None:
                 logits += self._prior(chunk, unions, len(self.classes))
             torch.softmax(logits, 1, out=out[start : start + size])
+
+        starts = range(0, len(values), size)
+        count = min(len(starts), torch.get_num_threads() if device.type == "cpu" else 1)
+        if count < 2:
+            for start in starts:
+                decide(start)
+        else:  # a chunk a thread: within each product, cores would wait for the slowest, which draws or trains as well
+            with _threads(1), ThreadPoolExecutor(count) as pool:
+                for _ in pool.map(decide, starts):
+                    pass
         return out
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch compute on so many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -54,7 +54,7 @@ def main() -> None:
         _follow(folder)
         return
     if hasattr(os, "nice"):
-        os.nice(5)  # windows and terminals go first
+        os.nice(15)  # windows go first, and what a window computes in a thread (at 10) too
     try:
         with FileLock(folder / ".lock", timeout=_PATIENCE):
             job = read_job(folder)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import queue
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, Qt, Signal
+from qtpy.QtWidgets import QApplication
 
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import FileError, StudyError
-from napari_brainmvp.plugin.work import Work
+from napari_brainmvp.plugin.work import Work, step_back
 from napari_brainmvp.progress import CancelToken, ProgressCallback
 from napari_brainmvp.study import Study
 
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
     from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor
 
 __all__ = ["LiveProbe", "Plane", "read_features"]
+
+_GLANCE = 0.1
+"""Seconds that the window waits for the visible slice: what it would draw meanwhile takes the cores from it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Plane:
 
 
 class LiveProbe(QObject):
-    """Fit and predict in a thread; a stroke that comes meanwhile is seen to next, older ones are dropped.
+    """Fit and predict in a thread; a stroke that comes meanwhile stops that and is seen to next.
 
     Results are written into the two arrays that the layers show, in the GUI's thread.
 
@@ -59,7 +66,7 @@ class LiveProbe(QObject):
     """Of how many other studies the strokes are used now, too, and the names of those that cannot be read."""
     failed = Signal(str)
     crashed = Signal(object)
-    _sliced = Signal(object)
+    _sliced = Signal()
 
     def __init__(
         self, study: Study, background: int, prediction: NDArray[Any], uncertainty: NDArray[np.float16]
@@ -72,7 +79,8 @@ class LiveProbe(QObject):
         self._work: Work | None = None
         self._reading: Work | None = None
         self._waiting: tuple[NDArray[Any], Plane | None] | None = None
-        self._sliced.connect(self._show_slice)
+        self._slices: queue.SimpleQueue[tuple[Plane, NDArray[Any], NDArray[Any]]] = queue.SimpleQueue()
+        self._sliced.connect(self._show_slices)
 
     @property
     def busy(self) -> bool:
@@ -91,7 +99,7 @@ class LiveProbe(QObject):
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
             from napari_brainmvp.annotation.prediction import StudyPredictor
 
-            _use_all_cores()
+            _use_cores()
             return StudyPredictor(read_features(study, progress, cancel), background)
 
         self._run(run, self._prepared)
@@ -143,42 +151,61 @@ class LiveProbe(QObject):
             What is visible; None in a 3D view.
         """
         self._waiting = (labels.copy(), plane)
-        if self._work is None and self.predictor is not None:
-            self._next()
-
-    def _next(self) -> None:
-        assert self.predictor is not None
-        if self._waiting is None:
+        if self.predictor is None:
             return
+        if self._work is not None:
+            self._work.cancel()
+            return
+        glanced = self._next()
+        if not _brush_is_down() and glanced.wait(_GLANCE):
+            self._show_slices()
+
+    def _next(self) -> threading.Event:
+        """See to the latest labels; the event tells that the visible slice is there, or that none will be."""
+        assert self.predictor is not None
+        assert self._waiting is not None
         (labels, plane), self._waiting = self._waiting, None
-        predictor, others = self.predictor, self.others
+        predictor, others, glanced = self.predictor, self.others, threading.Event()
+
+        def glance() -> None:
+            try:
+                predictor.fit(labels, others, predictor.probe.spec.first_steps)
+                if plane is not None:
+                    self._slices.put((plane, *predictor.predict_slice(plane.axis, plane.index)))
+            finally:
+                glanced.set()
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-            _use_all_cores()
-            spec = predictor.probe.spec
-            predictor.fit(labels, others, spec.first_steps)
-            if plane is not None:
-                self._sliced.emit((plane, *predictor.predict_slice(plane.axis, plane.index)))
-            predictor.fit(labels, others, spec.steps - spec.first_steps)
-            return predictor.predict_volume()
+            _use_cores(1)  # so few voxels are done before a second core has woken up
+            glance()
+            self._sliced.emit()
+            step_back()
+            _use_cores()
+            predictor.refine(predictor.probe.spec.steps - predictor.probe.spec.first_steps)
+            return predictor.predict_volume(cancel)
 
-        self._run(run, self._show_volume)
+        self._run(run, self._show_volume, urgent=True)
+        return glanced
 
-    def _show_slice(self, found: tuple[Plane, NDArray[Any], NDArray[Any]]) -> None:
-        if self._work is None:
-            return  # the volume has overtaken it
-        plane, labels, uncertainty = found
-        plane.of(self.prediction)[...] = labels
-        plane.of(self.uncertainty)[...] = uncertainty
-        self.updated.emit(False)
+    def _show_slices(self) -> None:
+        while not self._slices.empty():
+            plane, labels, uncertainty = self._slices.get()
+            plane.of(self.prediction)[...] = labels
+            plane.of(self.uncertainty)[...] = uncertainty
+            self.updated.emit(False)
 
     def _show_volume(self, volume: Any) -> None:
         self.prediction[...] = volume.labels
         self.uncertainty[...] = volume.uncertainty
         self.updated.emit(True)
 
-    def _run(self, function: Callable[[ProgressCallback, CancelToken], Any], done: Callable[[Any], None]) -> None:
-        work = Work(function)
+    def _run(
+        self,
+        function: Callable[[ProgressCallback, CancelToken], Any],
+        done: Callable[[Any], None],
+        urgent: bool = False,
+    ) -> None:
+        work = Work(function, urgent)
         work.progressed.connect(self.progressed)
         work.done.connect(lambda result: self._ended(lambda: done(result)))
         work.failed.connect(lambda message: self._ended(lambda: self.failed.emit(message)))
@@ -190,7 +217,7 @@ class LiveProbe(QObject):
     def _ended(self, then: Callable[[], None]) -> None:
         self._work = None
         then()
-        if self._work is None and self.predictor is not None:
+        if self._work is None and self.predictor is not None and self._waiting is not None:
             self._next()
 
     def abandon(self) -> None:
@@ -202,11 +229,23 @@ class LiveProbe(QObject):
         self._work = self._reading = None
 
 
-def _use_all_cores() -> None:
-    """Let this thread compute on all cores: torch counts two hyper-threads as one, which here takes twice the time."""
+def _use_cores(count: int | None = None) -> None:
+    """Let this thread compute on so many cores; by default on all that it may."""
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(count or _cores())
+
+
+@functools.cache
+def _cores() -> int:
+    """All cores, of which torch by itself takes every other one, unless the user has said how many."""
+    import torch
+
+    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else os.cpu_count() or 1
+
+
+def _brush_is_down() -> bool:
+    return bool(QApplication.mouseButtons() != Qt.MouseButton.NoButton)
 
 
 def read_features(study: Study, progress: ProgressCallback, cancel: CancelToken) -> Any:

@@ -14,7 +14,7 @@ from qtpy.QtCore import QObject, Signal
 from napari_brainmvp.errors import BrainMVPError, Cancelled
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 
-__all__ = ["Work"]
+__all__ = ["Work", "step_back"]
 
 _PATIENCE = 10.0
 """Seconds that quitting waits for work to notice that it is no longer wanted."""
@@ -30,6 +30,8 @@ class Work(QObject):
     ----------
     function : callable
         Called with a progress callback and a cancel token; what it returns is emitted.
+    urgent : bool
+        Do not start at low priority: the function itself calls :func:`step_back`, once the user has seen something.
     """
 
     progressed = Signal(object)
@@ -39,9 +41,9 @@ class Work(QObject):
     crashed = Signal(object)
     """Emits an exception that is nobody's fault but ours."""
 
-    def __init__(self, function: Callable[[ProgressCallback, CancelToken], Any]) -> None:
+    def __init__(self, function: Callable[[ProgressCallback, CancelToken], Any], urgent: bool = False) -> None:
         super().__init__()
-        self._function = function
+        self._function, self._urgent = function, urgent
         self._token = CancelToken()
         self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="brainmvp", daemon=True)
@@ -66,7 +68,8 @@ class Work(QObject):
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        _step_back()
+        if not self._urgent:
+            step_back()
         try:
             self._work()
         finally:
@@ -106,7 +109,7 @@ def _stop() -> None:
         work.wait(_PATIENCE)
 
 
-def _step_back() -> None:
+def step_back() -> None:
     """Let the GUI's thread go first: on Linux every thread has a priority, and the threads torch starts inherit it."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
