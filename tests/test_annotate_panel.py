@@ -1,5 +1,6 @@
 """The Annotate panel in a real viewer: strokes, corrections, a killed viewer, two windows on one project."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtWidgets import QApplication
 from vispy.app.canvas import MouseEvent
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
@@ -550,6 +552,53 @@ def test_a_second_window_is_told_and_cannot_paint(panel, view, make_napari_viewe
     assert not second.annotate.view.layer.editable
     assert not second.annotate.tools["undo"].isEnabled()
     second.annotate.abandon()
+
+
+def test_whose_lock_was_taken_over_cannot_go_on_painting(panel, view, tmp_path, monkeypatch):
+    """Because this machine slept, and somebody else opened the project."""
+    seen = []
+    monkeypatch.setattr("napari.utils.notifications.notification_manager.dispatch", seen.append)
+    lock = tmp_path / "project" / "lock.json"
+    lock.write_text(json.dumps(json.loads(lock.read_text()) | {"token": "another", "host": "elsewhere"}))
+    view.layer.paint((MIDDLE, 20, 20), 2)
+    view.layer.events.paint(value=[])
+    assert "nothing that is painted here is saved" in panel.status.text()
+    assert not view.layer.editable
+    assert "read-only" in panel.title.text()
+    count = len(seen)
+    panel.close_project()  # what is not saved is said once more
+    assert [n.message for n in seen[count:]] == [seen[count - 1].message]
+
+
+@pytest.mark.parametrize("answer", ["The project's classes", "New classes", "Cancel"])
+def test_labels_without_names_are_asked_about(panel, viewer, qtbot, answer):
+    """A mask of zeros and ones is hardly ever one of background."""
+    layer = shown_labels(viewer, (truth() == 2).astype(np.int32))
+    panel.begin.setCurrentIndex(panel.begin.findText(f"Begin with {layer.name}"))
+    asked = []
+
+    def click() -> None:
+        box = QApplication.activeModalWidget()
+        asked.append(box.informativeText())
+        button = next(b for b in box.buttons() if b.text().replace("&", "") == answer)
+        qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+    QTimer.singleShot(200, click)
+    qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
+    assert "1 = Background" in asked[0]
+    if answer == "Cancel":
+        assert panel.project.studies == ()
+        return
+    value = 3 if answer == "New classes" else 1
+    np.testing.assert_array_equal(panel.project.labels("case").labels, np.where(truth() == 2, value, 0))
+    names = {c.value: c.name for c in panel.project.classes}
+    assert names == {1: "Background", 2: "Lesion"} | ({3: f"{layer.name} 1"} if value == 3 else {})
+
+
+def test_nothing_painted_is_nothing_to_compare(panel, view, qtbot):
+    qtbot.mouseClick(panel.finetune.compare, Qt.MouseButton.LeftButton)
+    assert "Nothing is painted on case yet" in panel.finetune.status.text()
+    assert panel.finetune.compare.isEnabled()
 
 
 def test_removing_the_layer_keeps_the_strokes(panel, view, viewer, qtbot):

@@ -39,6 +39,7 @@ from napari_brainmvp.annotation.ranking import (
 )
 from napari_brainmvp.annotation.store import FeatureStore
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
+from napari_brainmvp.inference.device import use_threads
 from napari_brainmvp.io import class_of, find_studies, read_label_map, read_participants, read_study
 from napari_brainmvp.models import Label, find_model, load_model
 from napari_brainmvp.progress import CancelToken
@@ -139,6 +140,41 @@ def test_classes_are_found_whatever_columns_the_first_study_has(model):
         Probe([f"{CLASS}0", "flair"], 1)
     bare = LabelledVoxels(labelled[0].values[:, :1], labelled[0].labels, names[:1])
     assert bare.columns(names)[:, -1].max() == -8
+
+
+def test_threads_are_given_back_whoever_leaves_first():
+    """Torch gives a new thread as many as any thread set last."""
+    before = torch.get_num_threads()
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        torch.set_num_threads(before)
+        with use_threads(before + 1):
+            inside.set()
+            leave.wait(10)
+
+    def new_thread() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    other = threading.Thread(target=stay)
+    other.start()
+    assert inside.wait(10)
+    with pytest.raises(ZeroDivisionError), use_threads(before + 2):
+        _ = 1 // (torch.get_num_threads() - before - 2)
+    leave.set()
+    other.join()
+    with use_threads(before + 3):
+        pass
+    assert (torch.get_num_threads(), new_thread()) == (before, before)
+
+
+def test_cores_are_those_that_the_process_may_use():
+    code = "from napari_brainmvp.inference.device import usable_cores; print(usable_cores())"
+    one = ["taskset", "-c", "0", sys.executable, "-c", code]
+    if shutil.which("taskset") is None:
+        pytest.skip("there is no taskset")
+    assert subprocess.run(one, capture_output=True, text=True, check=True).stdout.strip() == "1"
 
 
 def test_the_fit_goes_on_and_the_volume_can_be_given_up(features):
@@ -377,8 +413,9 @@ def test_probe_and_model_are_judged_on_what_they_did_not_learn(features):
     assert not worse.model_is_better
     labels[..., SHAPE[2] // 2 + 1 :] = 0
     labels[..., : SHAPE[2] // 2] = 0
-    with pytest.raises(StudyError, match="two slices"):
-        compare(features, labels, perfect, classes)
+    for painted in (labels, np.zeros_like(labels), np.where(labels == 1, 1, 0)):
+        with pytest.raises(StudyError, match="two slices"):
+            compare(features, painted, perfect, classes)
     with pytest.raises(StudyError, match="none of the classes"):
         as_classes(found, card, (classes[0], LabelClass(value=2, name="Cyst", color="#d1495b")))
 

@@ -19,7 +19,7 @@ from conftest import save
 from models_for_tests import tiny_card
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
 from napari_brainmvp.inference import segment
-from napari_brainmvp.io import read_study
+from napari_brainmvp.io import find_studies, read_study
 from napari_brainmvp.models import Label, ModelCard, NetworkSpec, find_model, load_model, save_model
 from napari_brainmvp.models.sharing import path_digest, push_model
 from napari_brainmvp.models.weights import build_network
@@ -28,6 +28,7 @@ from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken, no_progress
 from napari_brainmvp.training.cache import CachedStudy
 from napari_brainmvp.training.checkpoints import last_checkpoint
+from napari_brainmvp.training.evaluation import evaluate_segmentation
 from napari_brainmvp.training.finetuning import PRESETS, FinetuneSpec, finetune, read_spec
 from napari_brainmvp.training.finetuning.data import Case, LabelledCrops, choose_modalities, collect, split
 from napari_brainmvp.training.finetuning.head import fit_head
@@ -552,6 +553,13 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
     assert (again != result.labels).mean() < 0.01
     assert ((again > 0) & (result.labels > 0)).sum() > 0.9 * (result.labels > 0).sum() > 0
     assert json.loads((tmp_path / "second" / "parts.json").read_text()) == [[], [0, 1], [0]]
+
+    # what was measured on held-out cases is what the model that was written does
+    written = {row["name"]: float(row["dice"]) for row in rows(tmp_path / "second" / "held_out.csv")}
+    case = rows(tmp_path / "second" / "held_out.csv")[0]["case"]
+    files = [found for found in find_studies(data) if found.name == case]
+    scores = evaluate_segmentation(load_model(find_model(second)), files, renamed)[0][0].scores
+    assert {name: score.dice for name, score in scores.items()} == pytest.approx(written, abs=0.002)
 
     # with nothing held out half of the start is kept; after cross-validation as much as in the folds
     start, kept = trained.network.state_dict(), {}

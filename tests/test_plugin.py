@@ -277,6 +277,23 @@ time.sleep(0.5)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "stopped in time", "")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process has a priority, not a thread")
+def test_work_never_asks_for_more_priority_than_it_has():
+    """Which a user may not: every run would end before it began."""
+    code = """
+import os, threading
+from napari_brainmvp.plugin.work import Work
+os.nice(15)
+def run(progress, cancel):
+    print(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+work = Work(run)
+work.start()
+work.wait(20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "15", "")
+
+
 def test_a_users_error_is_a_notification(widget, viewer, qtbot, monkeypatch):
     add(viewer, study_layers(study()))
     widget.segment.device.setCurrentText("mps")

@@ -6,7 +6,7 @@ line and exits with status 2; the plugin shows it as a notification. Anything el
 
 from __future__ import annotations
 
-__all__ = ["BrainMVPError", "Cancelled", "FileError", "ModelError", "StudyError"]
+__all__ = ["BrainMVPError", "Cancelled", "FileError", "LockedError", "ModelError", "StudyError"]
 
 
 class BrainMVPError(Exception):
@@ -15,6 +15,10 @@ class BrainMVPError(Exception):
 
 class FileError(BrainMVPError):
     """A file or folder cannot be read or written."""
+
+
+class LockedError(FileError):
+    """Somebody else writes here now."""
 
 
 class StudyError(BrainMVPError):

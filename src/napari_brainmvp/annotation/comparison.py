@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 _FOLDS = 3
+_TOO_LITTLE = "Paint every class on two slices or more: one to learn from, one to compare on."
 _RARE = 1e-3
 """Probability below which, and one minus which above, a region is not told from one that is certain."""
 
@@ -229,14 +230,16 @@ def compare(
         parts = {name: (value,) for value, name in wanted.items()}
     if wanted and not parts:
         raise StudyError(f"Nothing of {', '.join(regions)} is painted on this study: paint some, to compare on it.")
+    if not parts:
+        raise StudyError(_TOO_LITTLE)
     probe = np.zeros(labels.shape, np.int64)
     for fold in range(folds):
         held = painted[fold::folds]
         rest = np.moveaxis(labels.copy(), axis, 0)
         rest[held] = 0
         known = set(np.unique(rest)) | {int(v) for o in others for v in np.unique(o.labels)}
-        if not {background, *wanted} <= known or not parts:
-            raise StudyError("Paint every class on two slices or more: one to learn from, one to compare on.")
+        if not {background, *wanted} <= known:
+            raise StudyError(_TOO_LITTLE)
         predictor = StudyPredictor(features, background)
         predictor.fit(np.moveaxis(rest, 0, axis), others)
         for index in held:

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _PLACE = 8.0
 """Edge of the cubes that labelled places are counted in, mm."""
+_LABELLED = 20_000
+"""Labelled voxels of a class that are learned from, at most: a study that is labelled all over has a million."""
 _UNLABELLED = 8000
 """Voxels of the study on which the network is believed."""
 
@@ -145,9 +147,12 @@ class StudyPredictor:
         free = torch.ones(self.features.count, dtype=torch.bool)
         rows = self._rows[painted]
         free[torch.from_numpy(rows[rows >= 0]).long()] = False
+        values = torch.cat([mine.values, *(other.columns(self.features.names) for other in others)])
+        found = np.concatenate([mine.labels, *(other.labels for other in others)])
+        chosen = _evenly(found, _LABELLED)
         self._lesson = _Lesson(
-            torch.cat([mine.values, *(other.columns(self.features.names) for other in others)]),
-            np.concatenate([mine.labels, *(other.labels for other in others)]),
+            values[torch.from_numpy(chosen)],
+            found[chosen],
             self.features.values[self._sample[free[self._sample]]],
             mine.places + sum(other.places for other in others),
         )
@@ -228,6 +233,12 @@ class StudyPredictor:
         values = np.array(self.probe.classes, label_dtype((*self.probe.classes, self.background)))
         entropy = -torch.xlogy(probabilities, probabilities).sum(1) / np.log(len(values))
         return values[probabilities.argmax(1).cpu().numpy()], entropy.clamp_(0, 1).half().cpu().numpy()
+
+
+def _evenly(labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Choose at most so many of each label, evenly, in their order."""
+    parts = (np.flatnonzero(labels == value) for value in np.unique(labels))
+    return np.sort(np.concatenate([part[:: -(-len(part) // most)] for part in parts] or [np.zeros(0, np.int64)]))
 
 
 def _on_device(values: Tensor, device: str) -> Tensor:

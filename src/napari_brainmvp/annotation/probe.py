@@ -14,9 +14,8 @@ network knows, and the last ones from what the hand does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from napari_brainmvp.annotation.features import CLASS
 from napari_brainmvp.errors import BrainMVPError
-from napari_brainmvp.inference.device import choose_dtype
+from napari_brainmvp.inference.device import choose_dtype, use_threads
 from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.training.labels import assign_classes
 
@@ -164,7 +163,7 @@ class Probe:
         if found != self.classes or not _same(unions, self._unions):
             self._unions = unions
             self._start(found, values.float(), target, prior)
-        with torch.inference_mode(), _threads(1):  # so few voxels are done before a second core has woken up
+        with torch.inference_mode(), use_threads(1):  # so few voxels are done before a second core has woken up
             labelled = _Batch(values.float(), prior, F.one_hot(target, len(classes)).float())
             believed = None if unions is None or unlabelled is None else self._believed(unlabelled)
             share = self.spec.trust / max(1, places) * self._agreement(prior, target)
@@ -280,21 +279,10 @@ class Probe:
             for start in starts:
                 decide(start)
         else:  # a chunk a thread: within each product, cores would wait for the slowest, which draws or trains as well
-            with _threads(1), ThreadPoolExecutor(count) as pool:
+            with use_threads(1), ThreadPoolExecutor(count) as pool:
                 for _ in pool.map(decide, starts):
                     pass
         return out
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let torch compute on so many threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -22,7 +22,7 @@ from napari_brainmvp.annotation.content import (
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.lock import ProjectLock
 from napari_brainmvp.annotation.regions import Regions, check_regions
-from napari_brainmvp.errors import FileError, StudyError
+from napari_brainmvp.errors import FileError, LockedError, StudyError
 from napari_brainmvp.io import read_scan, read_study, write_image, write_text_atomic
 from napari_brainmvp.study import Study
 
@@ -285,8 +285,9 @@ class AnnotationProject:
 
     def _writable(self) -> None:
         if not self._lock.held or not self._lock.still_held():
-            raise FileError(
-                f"The project {self.folder.name} is open for writing elsewhere ({self.owner}): close it there."
+            raise LockedError(
+                f"The project {self.folder.name} is open for writing elsewhere ({self.owner}), so nothing that is "
+                "painted here is saved: close it there, and open it again here."
             )
 
     def _update(self, **changes: object) -> None:

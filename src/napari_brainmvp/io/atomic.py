@@ -40,7 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes no file that is open to be read only
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:

@@ -224,6 +224,8 @@ class AnnotatePanel(QWidget):
             self._try(lambda: action(Path(name)))
 
     def _refused(self, message: str) -> None:
+        if self.project is not None and self.project.read_only:  # it may be so only now
+            self._refresh()
         self.status.setText(message)
         show_error(message)
 

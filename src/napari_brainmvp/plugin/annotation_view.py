@@ -182,6 +182,7 @@ class AnnotationView(QObject):
     def _features_ready(self) -> None:
         self.progressed.emit(Progress(""))
         self.said.emit("Ready: paint a stroke of each class, some background among them.")
+        self.changed.emit()
         self._predict_if_labelled()
 
     def _wait_for_more(self, message: str) -> None:

@@ -180,6 +180,9 @@ class FinetuneRow(QWidget):
         if project is None or view is None or view.probe.predictor is None or self._work is not None:
             return
         features, labels, others = view.probe.predictor.features, view.labels.copy(), view.probe.others
+        if not labels.any():
+            self._failed(f"Nothing is painted on {view.name} yet: paint every class on two slices, to compare on them.")
+            return
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
             from napari_brainmvp.annotation.comparison import check_unseen, compare, newest_model, predict_classes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import queue
 import threading
@@ -79,6 +78,7 @@ class LiveProbe(QObject):
         self._work: Work | None = None
         self._reading: Work | None = None
         self._waiting: tuple[NDArray[Any], Plane | None] | None = None
+        self._over = False
         self._slices: queue.SimpleQueue[tuple[Plane, NDArray[Any], NDArray[Any]]] = queue.SimpleQueue()
         self._sliced.connect(self._show_slices)
 
@@ -99,7 +99,7 @@ class LiveProbe(QObject):
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
             from napari_brainmvp.annotation.prediction import StudyPredictor
 
-            _use_cores()
+            _use_all_cores()
             return StudyPredictor(read_features(study, progress, cancel), background)
 
         self._run(run, self._prepared)
@@ -150,6 +150,8 @@ class LiveProbe(QObject):
         plane : Plane or None
             What is visible; None in a 3D view.
         """
+        if self._over:
+            return
         self._waiting = (labels.copy(), plane)
         if self.predictor is None:
             return
@@ -176,11 +178,13 @@ class LiveProbe(QObject):
                 glanced.set()
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-            _use_cores(1)  # so few voxels are done before a second core has woken up
-            glance()
+            from napari_brainmvp.inference.device import use_threads
+
+            _use_all_cores()
+            with use_threads(1):  # so few voxels are done before a second core has woken up
+                glance()
             self._sliced.emit()
             step_back()
-            _use_cores()
             predictor.refine(predictor.probe.spec.steps - predictor.probe.spec.first_steps)
             return predictor.predict_volume(cancel)
 
@@ -188,7 +192,7 @@ class LiveProbe(QObject):
         return glanced
 
     def _show_slices(self) -> None:
-        while not self._slices.empty():
+        while not (self._over or self._slices.empty()):
             plane, labels, uncertainty = self._slices.get()
             plane.of(self.prediction)[...] = labels
             plane.of(self.uncertainty)[...] = uncertainty
@@ -222,26 +226,21 @@ class LiveProbe(QObject):
 
     def abandon(self) -> None:
         """Stop, and say nothing more."""
-        self._waiting = None
+        self._over, self._waiting = True, None
         for work in (self._work, self._reading):
             if work is not None:
                 work.abandon()
         self._work = self._reading = None
 
 
-def _use_cores(count: int | None = None) -> None:
-    """Let this thread compute on so many cores; by default on all that it may."""
+def _use_all_cores() -> None:
+    """Let this thread compute on all cores, of which torch takes every other one, unless the user has said how many."""
     import torch
 
-    torch.set_num_threads(count or _cores())
+    from napari_brainmvp.inference.device import usable_cores
 
-
-@functools.cache
-def _cores() -> int:
-    """All cores, of which torch by itself takes every other one, unless the user has said how many."""
-    import torch
-
-    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else os.cpu_count() or 1
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(usable_cores())
 
 
 def _brush_is_down() -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Labels
-from qtpy.QtWidgets import QComboBox
+from qtpy.QtWidgets import QComboBox, QMessageBox
 
 from napari_brainmvp.annotation.content import LabelClass, StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
@@ -77,7 +77,11 @@ def enter(project: AnnotationProject, study: Study, layer: Any) -> StudyReferenc
     if layer is None:
         return project.add_study(named)
     names = _value_names(layer)
-    reference = project.add_study(_with_labels(named, layer, names, project.classes))
+    labelled = _with_labels(named, layer, names, project.classes)
+    assert labelled.labels is not None
+    if not names:
+        labelled, names = _with_meaning(labelled, labelled.labels, layer.name, project.classes)
+    reference = project.add_study(labelled)
     classes = (c.model_copy(update={"name": names.get(c.value, c.name)}) for c in project.classes)
     project.set_classes(tuple(classes))
     return reference
@@ -111,6 +115,32 @@ def _with_labels(study: Study, layer: Any, names: dict[int, str], classes: Colle
                 "class so if it means the same, or begin without labels."
             )
     return replace(study, labels=LabelMap(values.copy(), study.grid))
+
+
+def _with_meaning(
+    study: Study, labels: LabelMap, name: str, classes: Collection[LabelClass]
+) -> tuple[Study, dict[int, str]]:
+    """Ask what the values of a layer without names are, where classes of the project have the same numbers.
+
+    Unasked, a mask of zeros and ones would become strokes of background all over the lesion.
+    """
+    painted = [int(value) for value in np.unique(labels.data) if value]
+    meant = [f"{c.value} = {c.name}" for c in classes if c.value in painted]
+    if not meant:
+        return study, {}
+    box = QMessageBox(QMessageBox.Icon.Question, "Labels without names", f"What are the values of {name}?")
+    box.setInformativeText(f"The layer does not say. In this project: {', '.join(meant)}.")
+    same = box.addButton("The project's classes", QMessageBox.ButtonRole.AcceptRole)
+    other = box.addButton("New classes", QMessageBox.ButtonRole.NoRole)
+    box.addButton(QMessageBox.StandardButton.Cancel)
+    box.exec()
+    if box.clickedButton() is same:
+        return study, {}
+    if box.clickedButton() is not other:
+        raise StudyError(f"Nothing was added: what the values of {name} mean was left open.")
+    shift = max(c.value for c in classes) - min(0, painted[0] - 1)  # above all that are there, in the same order
+    moved = np.where(labels.data == 0, 0, labels.data.astype(np.int64) + shift)
+    return replace(study, labels=LabelMap(moved, labels.grid)), {v + shift: f"{name} {v}" for v in painted}
 
 
 def _name_of(study: Study) -> str:

@@ -11,7 +11,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_brainmvp.annotation.content import LabelClass
 from napari_brainmvp.annotation.history import LabelHistory
-from napari_brainmvp.errors import BrainMVPError, StudyError
+from napari_brainmvp.errors import BrainMVPError, LockedError, StudyError
 from napari_brainmvp.plugin.layers import KEY, Frame, LayerOrigin, labels_layer, layer_grid, scan_layer
 from napari_brainmvp.study import Grid, LabelMap, Modality, Scan
 
@@ -110,7 +110,7 @@ class PaintedLayer(QObject):
         except BrainMVPError as error:
             if str(error) != self._said:  # say it once, not every second
                 self._said = str(error)
-                self.layer.editable = not isinstance(error, StudyError)
+                self.layer.editable = not isinstance(error, StudyError | LockedError)
                 self.failed.emit(self._said)
             return
         if self._said:
@@ -125,7 +125,8 @@ class PaintedLayer(QObject):
         self.layer.refresh()
 
     def close(self) -> None:
-        """Save and stop watching."""
+        """Save and stop watching; what cannot be saved is said once more."""
+        self._said = ""
         self.save()
         self._timer.stop()
         for event in self._events:

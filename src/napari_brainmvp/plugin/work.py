@@ -18,6 +18,8 @@ __all__ = ["Work", "step_back"]
 
 _PATIENCE = 10.0
 """Seconds that quitting waits for work to notice that it is no longer wanted."""
+_PRIORITY = 10
+"""Of threads that the window goes before; 0 is the usual one, 19 the lowest."""
 _running: set[Work] = set()
 
 
@@ -68,9 +70,9 @@ class Work(QObject):
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        if not self._urgent:
-            step_back()
         try:
+            if not self._urgent:
+                step_back()
             self._work()
         finally:
             _running.discard(self)
@@ -112,4 +114,6 @@ def _stop() -> None:
 def step_back() -> None:
     """Let the GUI's thread go first: on Linux every thread has a priority, and the threads torch starts inherit it."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        thread = threading.get_native_id()
+        if os.getpriority(os.PRIO_PROCESS, thread) < _PRIORITY:  # to raise it again is not allowed
+            os.setpriority(os.PRIO_PROCESS, thread, _PRIORITY)

@@ -208,7 +208,10 @@ class _Segmentation:
     def train(
         self, folder: Path, train: Sequence[Case], held: Sequence[Case], prefix: str = "", most: float | None = None
     ) -> tuple[SegmentationModel, dict[str, Any], list[CaseScores]]:
-        """Train one model, resuming where its folder has a checkpoint; keep ``most`` of its start at most."""
+        """Train one model, resuming where its folder has a checkpoint, and calibrate and measure it.
+
+        Of the weights it starts from ``most`` is kept at most.
+        """
         spec = self.spec
         most = spec.start_share if most is None else most
         folder.mkdir(parents=True, exist_ok=True)
@@ -235,6 +238,9 @@ class _Segmentation:
         if done is not None and done.all_from_source and most:
             share = mix_in(start, best, validation, most, whole_cases=not any(case.slices for case in held))
         temperature = validation.temperature(best)
+        with torch.no_grad():  # before it is measured: where classes make up a region, it changes what is decided
+            for parameter in best.network.get_submodule("decoder.out").parameters():
+                parameter.div_(temperature)
         spacing = self.preparation.spacing
         scores = measure(best, held, crops, self.patch, spacing, self.fabric, progress, self.cancel)
         if scores:
@@ -285,7 +291,7 @@ class _Segmentation:
     def finish(
         self, model: SegmentationModel, facts: dict[str, Any], scores: list[CaseScores], data: str, cases: int
     ) -> Path:
-        """Write the model: calibrated, without the heads that only training needs."""
+        """Write the model, without the heads that only training needs."""
         self.network = self.network.model_copy(update={"deep_supervision": False})
         training = {
             "cases": cases,
@@ -297,7 +303,4 @@ class _Segmentation:
         plain = build_network(card)
         state = model.network.state_dict()
         plain.load_state_dict({key: value.cpu() for key, value in state.items() if not key.startswith("ms_out.")})
-        with torch.no_grad():
-            for parameter in plain.get_submodule("decoder.out").parameters():
-                parameter.div_(facts["temperature"])
         return save_model(self.run / "model", card, plain, model.templates.cpu())
