@@ -139,7 +139,7 @@ class AnnotatePanel(QWidget):
         study = self._study.study()()
         reference = self.project.find(study)
         if reference is None:
-            reference = enter(self.project, study, self.begin.currentData())
+            reference = enter(self.project, study, self.begin.currentData(), self)
         self._show(reference, study, self._study.frame())
 
     def _show(self, reference: StudyReference, study: Study, frame: Frame) -> None:

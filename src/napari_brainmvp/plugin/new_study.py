@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Labels
-from qtpy.QtWidgets import QComboBox, QMessageBox
+from qtpy.QtWidgets import QComboBox, QMessageBox, QWidget
 
 from napari_brainmvp.annotation.content import LabelClass, StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
@@ -56,7 +56,7 @@ class LabelSource(QComboBox):
         self.setVisible(self.count() > 1)
 
 
-def enter(project: AnnotationProject, study: Study, layer: Any) -> StudyReference:
+def enter(project: AnnotationProject, study: Study, layer: Any, parent: QWidget) -> StudyReference:
     """Add a study to a project, with a Labels layer's labels as its first stroke.
 
     Parameters
@@ -65,6 +65,8 @@ def enter(project: AnnotationProject, study: Study, layer: Any) -> StudyReferenc
     study : Study
     layer : napari.layers.Labels or None
         None to begin without labels.
+    parent : QWidget
+        Over which one is asked what the values of the layer mean, where that is not clear.
 
     Raises
     ------
@@ -80,7 +82,7 @@ def enter(project: AnnotationProject, study: Study, layer: Any) -> StudyReferenc
     labelled = _with_labels(named, layer, names, project.classes)
     assert labelled.labels is not None
     if not names:
-        labelled, names = _with_meaning(labelled, labelled.labels, layer.name, project.classes)
+        labelled, names = _with_meaning(labelled, labelled.labels, layer.name, project.classes, parent)
     reference = project.add_study(labelled)
     classes = (c.model_copy(update={"name": names.get(c.value, c.name)}) for c in project.classes)
     project.set_classes(tuple(classes))
@@ -118,7 +120,7 @@ def _with_labels(study: Study, layer: Any, names: dict[int, str], classes: Colle
 
 
 def _with_meaning(
-    study: Study, labels: LabelMap, name: str, classes: Collection[LabelClass]
+    study: Study, labels: LabelMap, name: str, classes: Collection[LabelClass], parent: QWidget
 ) -> tuple[Study, dict[int, str]]:
     """Ask what the values of a layer without names are, where classes of the project have the same numbers.
 
@@ -128,7 +130,9 @@ def _with_meaning(
     meant = [f"{c.value} = {c.name}" for c in classes if c.value in painted]
     if not meant:
         return study, {}
-    box = QMessageBox(QMessageBox.Icon.Question, "Labels without names", f"What are the values of {name}?")
+    box = QMessageBox(parent)
+    box.setIcon(QMessageBox.Icon.Question)
+    box.setText(f"What are the values of {name}?")
     box.setInformativeText(f"The layer does not say. In this project: {', '.join(meant)}.")
     same = box.addButton("The project's classes", QMessageBox.ButtonRole.AcceptRole)
     other = box.addButton("New classes", QMessageBox.ButtonRole.NoRole)
