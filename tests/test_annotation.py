@@ -18,7 +18,9 @@ import pytest
 import torch
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
+from conftest import full_disk
 from models_for_tests import tiny_card, tiny_model
+from napari_brainmvp.annotation import lock
 from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
 from napari_brainmvp.annotation.comparison import as_classes, compare, newest_model
 from napari_brainmvp.annotation.content import LabelClass, default_classes
@@ -468,6 +470,24 @@ def test_a_window_killed_within_the_very_first_stroke_keeps_it(tmp_path):
     assert not LabelHistory(tmp_path, SHAPE).labels.any()
 
 
+def test_a_window_killed_while_it_wrote_the_very_first_stroke_has_painted_nothing(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; import numpy as np\n"
+        "from napari_brainmvp.annotation.history import LabelHistory\n"
+        "def kill(file, **arrays):\n"
+        "    file.write(b'PK'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "np.savez_compressed = kill\n"
+        f"LabelHistory(Path(sys.argv[1]), {SHAPE}).record(np.ones({SHAPE}, int))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name.split(".part.")[1] for path in tmp_path.iterdir()] == ["stroke-000001.npz"]
+    history = LabelHistory(tmp_path, SHAPE)
+    assert not history.labels.any()
+    history.record(strokes())
+    np.testing.assert_array_equal(LabelHistory(tmp_path, SHAPE).labels, strokes())
+
+
 @pytest.mark.parametrize(
     ("labels", "word"),
     [
@@ -624,6 +644,83 @@ def test_strokes_are_refused_once_another_window_has_taken_over(project, tmp_pat
         history.undo()
     project.close()
     assert {p: p.read_bytes() for p in (project.folder / "labels" / "case-1").iterdir()} == files
+
+
+def wait_until(true) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_lock_that_cannot_be_read_or_was_deleted_is_held_still(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_BEAT", 0.05)
+    project.close()
+    ours = AnnotationProject.open(project.folder)
+    path = project.folder / "lock.json"
+    token = json.loads(path.read_text())["token"]
+    path.unlink()
+    ours.set_groups({})
+    wait_until(path.exists)
+    assert json.loads(path.read_text())["token"] == token
+    path.unlink()
+    path.mkdir()  # reading fails
+    for _ in range(10):
+        ours.set_groups({})
+        time.sleep(0.02)
+    path.rmdir()
+    wait_until(path.exists)
+    assert AnnotationProject.open(project.folder).read_only
+    ours.close()
+    assert not path.exists()
+
+
+def test_a_lock_that_is_gone_after_a_long_sleep_may_have_been_another_windows(project, monkeypatch):
+    (project.folder / "lock.json").unlink()
+    project.set_groups({})
+    monkeypatch.setattr(lock, "_SILENCE", 0.0)
+    with pytest.raises(FileError, match="open for writing elsewhere"):
+        project.set_groups({})
+
+
+def test_a_lock_does_not_come_back(project, monkeypatch):
+    monkeypatch.setattr(lock, "_BEAT", 0.0)
+    project.close()
+    for step in range(40):
+        ours = AnnotationProject.open(project.folder)
+        time.sleep(0.001 * (step % 7))
+        ours.close()
+        for thread in threading.enumerate():
+            if thread.name == "brainmvp-lock":
+                thread.join(20)
+        assert not (project.folder / "lock.json").exists()
+    ours = AnnotationProject.open(project.folder)
+    shutil.rmtree(project.folder, ignore_errors=True)
+    shutil.rmtree(project.folder, ignore_errors=True)  # a beat may have written in between
+    time.sleep(0.1)
+    assert not project.folder.exists()
+    ours.close()
+
+
+def test_a_project_on_a_full_disk_is_closed_for_others_to_open(project, tmp_path, caplog):
+    for name in ("case-1", "case-2"):
+        project.add_study(replace(lesion_study(tmp_path, name), labels=None))
+        project.labels(name).record(strokes())
+    with full_disk():
+        project.close()
+        assert not (project.folder / "lock.json").exists()
+        assert AnnotationProject.open(project.folder).read_only
+    assert "closed without a snapshot" in caplog.text
+    again = AnnotationProject.open(project.folder)
+    assert not again.read_only
+    for name in ("case-1", "case-2"):
+        np.testing.assert_array_equal(again.labels(name).labels, strokes())
+    again.close()
+
+
+def test_names_that_differ_in_capitals_only_are_told_apart(project):
+    names = [project.add_study(lesion_study(name=name)).name for name in ("Case", "case", "CASE", "case-2")]
+    assert names == ["Case", "case-2", "CASE-3", "case-2-2"]
 
 
 def test_all_threads_get_one_history(project, tmp_path):
