@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import nrrd
 import numpy as np
 import pytest
 import torch
@@ -844,6 +845,40 @@ def test_an_exported_project_is_a_dataset(project, tmp_path, layout):
         assert (content["DatasetType"], content["GeneratedBy"][0]["Name"]) == ("derivative", "napari-brainmvp")
     with pytest.raises(FileError, match="not empty"):
         export_dataset(project, out, layout)
+
+
+def test_a_scan_in_two_files_is_exported_whole(project, tmp_path):
+    study = lesion_study(tmp_path, "case")
+    folder = tmp_path / "case"
+    for key, scan in study.scans.items():
+        header = {"space": "RAS", "space directions": scan.grid.affine[:3, :3].T, "space origin": [0, 0, 0]}
+        name = str(folder / f"case_{key}.nhdr")
+        nrrd.write(name, scan.data, header, detached_header=True)
+        scan.path.unlink()
+    project.add_study(read_study(folder))
+    project.labels("case").record(strokes())
+    out = export_dataset(project, tmp_path / "dataset")
+    shutil.rmtree(folder)
+    found = read_study(out / "case")
+    assert found.grid.same_as(study.grid)
+    for key, scan in study.scans.items():
+        np.testing.assert_array_equal(found.scans[key].data, scan.data)
+
+
+def test_scans_are_linked_where_one_asks_for_it(project, tmp_path):
+    study = lesion_study(tmp_path, "case")
+    scan = study.scans["t1"].path
+    scan.rename(tmp_path / "elsewhere.nii.gz")
+    scan.symlink_to(tmp_path / "elsewhere.nii.gz")
+    project.add_study(study)
+    project.labels("case").record(strokes())
+    copied, linked = (export_dataset(project, tmp_path / str(link), link=link) for link in (False, True))
+    for key, kept in study.scans.items():
+        assert not (copied / "case" / f"case_{key}.nii.gz").samefile(kept.path)
+        assert (linked / "case" / f"case_{key}.nii.gz").samefile(kept.path)
+    shutil.rmtree(tmp_path / "case")
+    (tmp_path / "elsewhere.nii.gz").unlink()
+    assert set(read_study(linked / "case").scans) == {"t1", "flair"}
 
 
 def test_studies_with_one_bids_label_do_not_overwrite_each_other(project, tmp_path):
