@@ -261,6 +261,10 @@ def test_a_stroke_more_stores_no_scan_again(data, tmp_path):
     assert [s.path for s in again] == [s.path for s in first]
     assert again[0].labels_path != first[0].labels_path
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 6 + 7
+    cases, meaning = [Case(first[0]), Case(again[0])], LabelDescription.of_values({1, 2})
+    stream = LabelledCrops(cases, ("t1",), meaning, spec_for(data))
+    counts = [len(stream.voxels(case)[0]) for case in stream.cases]
+    assert counts[1] == counts[0] + 1, "of two that share their scans, each has its own labels"
 
 
 def test_labels_of_bids_derivatives_are_found(data, tmp_path):
