@@ -19,7 +19,7 @@ import psutil
 import torch
 
 from napari_brainmvp.inference.device import choose_precision
-from napari_brainmvp.training.cache import cache_folder
+from napari_brainmvp.training.cache_space import cache_folder
 from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.pretraining.data import CropStream, collect
 from napari_brainmvp.training.pretraining.model import PretrainingModel

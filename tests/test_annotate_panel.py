@@ -15,6 +15,7 @@ from qtpy.QtWidgets import QApplication
 from vispy.app.canvas import MouseEvent
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
+from conftest import full_disk
 from models_for_tests import COLORS, NAMES, tiny_model
 from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.history import LabelHistory
@@ -607,6 +608,20 @@ def test_removing_the_layer_keeps_the_strokes(panel, view, viewer, qtbot):
     viewer.layers.remove(view.layer)
     assert panel.view is None
     np.testing.assert_array_equal(panel.project.labels("case").labels, saved)
+
+
+def test_a_project_on_a_full_disk_is_let_go(panel, qtbot, tmp_path):
+    begin(panel, qtbot)
+    stroke(panel, qtbot, 2)
+    first = panel.project
+    assert first.labels("case").stroke
+    with full_disk():
+        panel.close_project()
+    assert panel.project is panel.view is None
+    panel.create_project(tmp_path / "second")
+    panel.open_project(first.folder)
+    assert not panel.project.read_only
+    np.testing.assert_array_equal(panel.project.labels("case").labels, first.labels("case").labels)
 
 
 CRASH = """

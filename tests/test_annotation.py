@@ -13,12 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import nrrd
 import numpy as np
 import pytest
 import torch
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
+from conftest import full_disk
 from models_for_tests import tiny_card, tiny_model
+from napari_brainmvp.annotation import lock
 from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
 from napari_brainmvp.annotation.comparison import as_classes, compare, newest_model
 from napari_brainmvp.annotation.content import LabelClass, default_classes
@@ -505,6 +508,24 @@ def test_a_window_killed_within_the_very_first_stroke_keeps_it(tmp_path):
     assert not LabelHistory(tmp_path, SHAPE).labels.any()
 
 
+def test_a_window_killed_while_it_wrote_the_very_first_stroke_has_painted_nothing(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; import numpy as np\n"
+        "from napari_brainmvp.annotation.history import LabelHistory\n"
+        "def kill(file, **arrays):\n"
+        "    file.write(b'PK'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "np.savez_compressed = kill\n"
+        f"LabelHistory(Path(sys.argv[1]), {SHAPE}).record(np.ones({SHAPE}, int))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name.split(".part.")[1] for path in tmp_path.iterdir()] == ["stroke-000001.npz"]
+    history = LabelHistory(tmp_path, SHAPE)
+    assert not history.labels.any()
+    history.record(strokes())
+    np.testing.assert_array_equal(LabelHistory(tmp_path, SHAPE).labels, strokes())
+
+
 @pytest.mark.parametrize(
     ("labels", "word"),
     [
@@ -663,6 +684,83 @@ def test_strokes_are_refused_once_another_window_has_taken_over(project, tmp_pat
     assert {p: p.read_bytes() for p in (project.folder / "labels" / "case-1").iterdir()} == files
 
 
+def wait_until(true) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_lock_that_cannot_be_read_or_was_deleted_is_held_still(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_BEAT", 0.05)
+    project.close()
+    ours = AnnotationProject.open(project.folder)
+    path = project.folder / "lock.json"
+    token = json.loads(path.read_text())["token"]
+    path.unlink()
+    ours.set_groups({})
+    wait_until(path.exists)
+    assert json.loads(path.read_text())["token"] == token
+    path.unlink()
+    path.mkdir()  # reading fails
+    for _ in range(10):
+        ours.set_groups({})
+        time.sleep(0.02)
+    path.rmdir()
+    wait_until(path.exists)
+    assert AnnotationProject.open(project.folder).read_only
+    ours.close()
+    assert not path.exists()
+
+
+def test_a_lock_that_is_gone_after_a_long_sleep_may_have_been_another_windows(project, monkeypatch):
+    (project.folder / "lock.json").unlink()
+    project.set_groups({})
+    monkeypatch.setattr(lock, "_SILENCE", 0.0)
+    with pytest.raises(FileError, match="open for writing elsewhere"):
+        project.set_groups({})
+
+
+def test_a_lock_does_not_come_back(project, monkeypatch):
+    monkeypatch.setattr(lock, "_BEAT", 0.0)
+    project.close()
+    for step in range(40):
+        ours = AnnotationProject.open(project.folder)
+        time.sleep(0.001 * (step % 7))
+        ours.close()
+        for thread in threading.enumerate():
+            if thread.name == "brainmvp-lock":
+                thread.join(20)
+        assert not (project.folder / "lock.json").exists()
+    ours = AnnotationProject.open(project.folder)
+    shutil.rmtree(project.folder, ignore_errors=True)
+    shutil.rmtree(project.folder, ignore_errors=True)  # a beat may have written in between
+    time.sleep(0.1)
+    assert not project.folder.exists()
+    ours.close()
+
+
+def test_a_project_on_a_full_disk_is_closed_for_others_to_open(project, tmp_path, caplog):
+    for name in ("case-1", "case-2"):
+        project.add_study(replace(lesion_study(tmp_path, name), labels=None))
+        project.labels(name).record(strokes())
+    with full_disk():
+        project.close()
+        assert not (project.folder / "lock.json").exists()
+        assert AnnotationProject.open(project.folder).read_only
+    assert "closed without a snapshot" in caplog.text
+    again = AnnotationProject.open(project.folder)
+    assert not again.read_only
+    for name in ("case-1", "case-2"):
+        np.testing.assert_array_equal(again.labels(name).labels, strokes())
+    again.close()
+
+
+def test_names_that_differ_in_capitals_only_are_told_apart(project):
+    names = [project.add_study(lesion_study(name=name)).name for name in ("Case", "case", "CASE", "case-2")]
+    assert names == ["Case", "case-2", "CASE-3", "case-2-2"]
+
+
 def test_all_threads_get_one_history(project, tmp_path):
     project.add_study(replace(lesion_study(tmp_path, "case-1"), labels=None))
     for _ in range(20):
@@ -784,6 +882,40 @@ def test_an_exported_project_is_a_dataset(project, tmp_path, layout):
         assert (content["DatasetType"], content["GeneratedBy"][0]["Name"]) == ("derivative", "napari-brainmvp")
     with pytest.raises(FileError, match="not empty"):
         export_dataset(project, out, layout)
+
+
+def test_a_scan_in_two_files_is_exported_whole(project, tmp_path):
+    study = lesion_study(tmp_path, "case")
+    folder = tmp_path / "case"
+    for key, scan in study.scans.items():
+        header = {"space": "RAS", "space directions": scan.grid.affine[:3, :3].T, "space origin": [0, 0, 0]}
+        name = str(folder / f"case_{key}.nhdr")
+        nrrd.write(name, scan.data, header, detached_header=True)
+        scan.path.unlink()
+    project.add_study(read_study(folder))
+    project.labels("case").record(strokes())
+    out = export_dataset(project, tmp_path / "dataset")
+    shutil.rmtree(folder)
+    found = read_study(out / "case")
+    assert found.grid.same_as(study.grid)
+    for key, scan in study.scans.items():
+        np.testing.assert_array_equal(found.scans[key].data, scan.data)
+
+
+def test_scans_are_linked_where_one_asks_for_it(project, tmp_path):
+    study = lesion_study(tmp_path, "case")
+    scan = study.scans["t1"].path
+    scan.rename(tmp_path / "elsewhere.nii.gz")
+    scan.symlink_to(tmp_path / "elsewhere.nii.gz")
+    project.add_study(study)
+    project.labels("case").record(strokes())
+    copied, linked = (export_dataset(project, tmp_path / str(link), link=link) for link in (False, True))
+    for key, kept in study.scans.items():
+        assert not (copied / "case" / f"case_{key}.nii.gz").samefile(kept.path)
+        assert (linked / "case" / f"case_{key}.nii.gz").samefile(kept.path)
+    shutil.rmtree(tmp_path / "case")
+    (tmp_path / "elsewhere.nii.gz").unlink()
+    assert set(read_study(linked / "case").scans) == {"t1", "flair"}
 
 
 def test_studies_with_one_bids_label_do_not_overwrite_each_other(project, tmp_path):

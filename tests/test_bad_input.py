@@ -11,7 +11,7 @@ import pytest
 
 from conftest import brain, save
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
-from napari_brainmvp.io import atomic_path, read_image, read_label_map, read_study, write_label_map
+from napari_brainmvp.io import atomic_path, image_files, read_image, read_label_map, read_study, write_label_map
 from napari_brainmvp.study import Grid
 
 
@@ -210,3 +210,19 @@ def test_a_damaged_nrrd(tmp_path):
     (tmp_path / "t1.nrrd").write_bytes(b"NRRD0004\ntype: float\ndimension: 3\nsizes: 900 900 900\nencoding: raw\n\nab")
     with pytest.raises(FileError, match=r"does not fit|valid NRRD"):
         read_image(tmp_path / "t1.nrrd")
+    (tmp_path / "t1.nrrd").write_bytes(b"")
+    with pytest.raises(FileError, match="it is empty"):
+        read_image(tmp_path / "t1.nrrd")
+
+
+@pytest.mark.parametrize("said", ["data file: ../x.raw\n", "datafile: ../x.raw\ndata file: x.raw\n"])
+def test_a_header_does_not_lead_out_of_its_folder(tmp_path, said):
+    header = f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 4 4\nencoding: raw\n{said}\n"
+    (tmp_path / "study").mkdir()
+    path = tmp_path / "study" / "t1.nhdr"
+    path.write_text(header)
+    for folder in (tmp_path, tmp_path / "study"):
+        (folder / "x.raw").write_bytes(b"x" * 64)
+    for ask in (read_image, image_files):
+        with pytest.raises(FileError, match="outside its folder"):
+            ask(path)

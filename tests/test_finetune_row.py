@@ -99,6 +99,8 @@ def test_studies_that_cannot_be_read_are_named_and_the_rest_is_trained_on(row, p
     assert (asked.task, asked.folds) == ("segmentation", 0)
     assert [p.name for p in Path(asked.data[0].path).iterdir() if p.is_dir()] == ["case-0"]
     assert "case-1" in row.status.text()
+    scan = Path("case-0") / "case-0_t1.nii.gz"
+    assert (Path(asked.data[0].path) / scan).samefile(tmp_path / scan)
 
 
 def test_few_studies_are_measured_by_cross_validation_where_one_asks_for_it(row, project, qtbot, tmp_path, monkeypatch):

@@ -252,6 +252,22 @@ def test_bad_studies_are_named_and_the_rest_is_used(data, tmp_path):
     assert (corrected[0].labels == 1).mean() > 0.5, "corrected labels are read again"
 
 
+def test_a_stroke_more_stores_no_scan_again(data, tmp_path):
+    first, _, _ = collect(spec_for(data), PreparationSpec(), tmp_path / "cache")
+    path = data / "sub-00" / "sub-00_seg.nii.gz"
+    labels = np.asarray(nib.load(path).dataobj).copy()
+    labels[20, 22, 18] = 1
+    save(path, labels)
+    again, _, _ = collect(spec_for(data), PreparationSpec(), tmp_path / "cache")
+    assert [s.path for s in again] == [s.path for s in first]
+    assert again[0].labels_path != first[0].labels_path
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 6 + 7
+    cases, meaning = [Case(first[0]), Case(again[0])], LabelDescription.of_values({1, 2})
+    stream = LabelledCrops(cases, ("t1",), meaning, spec_for(data))
+    counts = [len(stream.voxels(case)[0]) for case in stream.cases]
+    assert counts[1] == counts[0] + 1, "of two that share their scans, each has its own labels"
+
+
 def test_labels_of_bids_derivatives_are_found(data, tmp_path):
     root = tmp_path / "bids"
     write_case(root / "sub-01" / "ses-1" / "anat", 3)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import nrrd
 import numpy as np
 import psutil
 import pytest
@@ -30,6 +31,7 @@ from napari_brainmvp.networks import EncoderSpec, ModalityTemplates, Reconstruct
 from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.training.cache import CachedStudy, cache_studies
+from napari_brainmvp.training.cache_space import shrink_cache
 from napari_brainmvp.training.checkpoints import has_checkpoint, last_checkpoint, save_checkpoint
 from napari_brainmvp.training.loop import drop_rows, hold_run, log_row
 from napari_brainmvp.training.pretraining.data import CropStream, Dataset, collect
@@ -346,6 +348,59 @@ def test_a_bad_study_is_named_and_skipped_and_a_changed_one_prepared_again(studi
     half.write_bytes(half.read_bytes()[:100])
     healed, _ = cache_studies(find_studies(studies), cache, PreparationSpec())
     assert healed[1].volumes.shape == anew[1].volumes.shape
+
+
+def test_changed_voxels_beside_a_header_are_prepared_again(tmp_path):
+    path, header = tmp_path / "sub-1" / "sub-1_t1.nhdr", {"space": "RAS", "space origin": [0, 0, 0]}
+    path.parent.mkdir()
+    made = []
+    for seed in (0, 1):
+        nrrd.write(str(path), ellipsoid(seed, 1.0), header | {"space directions": np.eye(3)}, detached_header=True)
+        ((study,), _) = cache_studies(find_studies(tmp_path / "sub-1"), tmp_path / "cache", PreparationSpec())
+        made.append((path.read_bytes(), study.path))
+    assert made[0][0] == made[1][0]
+    assert made[0][1] != made[1][1]
+
+
+def age(path: Path, days: float, size: int = 0) -> Path:
+    """Let a file have been used so long ago, and be so large, without taking the space."""
+    path.touch()
+    os.truncate(path, max(size, path.stat().st_size))
+    os.utime(path, (0, time.time() - days * 86400))
+    return path
+
+
+def test_the_usual_cache_forgets_what_no_run_uses(studies, tmp_path, home):
+    cache, files = home / "prepared", find_studies(studies)
+    kept, _ = cache_studies(files, cache, PreparationSpec())
+    large = shutil.disk_usage(cache).free // 2
+    for number, days in enumerate((6, 8, 30)):
+        age(cache / f"{number}.npy", days, large)
+    for path in [study.path for study in kept] + [*cache.glob("*.json")]:
+        age(path, 90)
+    (tmp_path / "named").mkdir()
+    named = age(tmp_path / "named" / "old.npy", 90, large)
+    pretrain(spec_for(studies, max_steps=1), tmp_path / "one", cache=named.parent)
+    assert named.exists()
+    assert len(list(cache.glob("?.npy"))) == 3
+    pretrain(spec_for(studies, max_steps=1), tmp_path / "two")
+    assert [path.name for path in cache.glob("?.npy")] == ["0.npy"]  # used within a week, however large
+    again, _ = cache_studies(files, cache, PreparationSpec())
+    assert all(study.path.stat().st_mtime > time.time() - 3600 for study in again)
+    (cache / "0.npy").unlink()
+    small = age(cache / "1.npy", 90, 1000)
+    shrink_cache(cache)
+    assert small.exists()  # there is room
+
+
+def test_what_a_long_run_reads_stays(studies, home):
+    (study, *_), _ = cache_studies(find_studies(studies), home / "prepared", PreparationSpec())
+    age(study.path, 20)
+    age(home / "prepared" / "0.npy", 10, shutil.disk_usage(home).free)
+    assert study.volumes.any()
+    shrink_cache(home / "prepared")
+    assert study.path.exists()
+    assert not (home / "prepared" / "0.npy").exists()
 
 
 def test_several_processes_prepare_the_same_and_end_when_asked_or_killed(studies, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -18,9 +19,9 @@ from napari_brainmvp.annotation.participants import subject_labels, write_partic
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.annotation.regions import painted_regions
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
-from napari_brainmvp.io import make_folder, write_label_map, write_text_atomic
+from napari_brainmvp.io import image_files, make_folder, write_image, write_label_map, write_text_atomic
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
-from napari_brainmvp.study import Study
+from napari_brainmvp.study import Scan, Study
 
 __all__ = ["Layout", "Task", "export_dataset", "left_out"]
 
@@ -40,14 +41,16 @@ def export_dataset(
     cancel: CancelToken | None = None,
     *,
     task: Task = "segmentation",
+    link: bool = False,
 ) -> Path:
     """Write the studies that one can learn a task from as a dataset, complete or not at all.
 
     ``"brats"``: one folder a study with ``NAME_MODALITY`` and ``NAME_seg`` files. ``"bids"``: ``sub-NAME/anat`` with
     BIDS names and ``dseg`` files. For segmentation, the studies with strokes, and a ``dataset.json`` that says what
     label values and regions mean (0 is unlabelled, so that sparse labels train as they are); for classification, the
-    studies with a class, without strokes. With a ``participants.tsv`` where studies have a class. Scans are copied. A
-    study whose scans cannot be read is left out, and ``left_out.txt`` says why.
+    studies with a class, without strokes. With a ``participants.tsv`` where studies have a class. Scans are copied,
+    those whose voxels are in a second file (NRRD) as NIfTI. A study whose scans cannot be read is left out, and
+    ``left_out.txt`` says why.
 
     Parameters
     ----------
@@ -58,6 +61,8 @@ def export_dataset(
     progress, cancel
         Told, and asked, once a study.
     task : {"segmentation", "classification"}
+    link : bool
+        Give scans a second name in place of a copy, where the file system can: for a dataset that nobody edits.
 
     Raises
     ------
@@ -74,7 +79,7 @@ def export_dataset(
     _check(project, wanted, task)
 
     def fill(made: Path) -> None:
-        dataset = _Dataset(project, made, layout, task)
+        dataset = _Dataset(project, made, layout, task, link)
         for done, reference in enumerate(wanted):
             if cancel is not None:
                 cancel.raise_if_cancelled()
@@ -129,11 +134,20 @@ def _check(project: AnnotationProject, studies: Sequence[StudyReference], task: 
         )
 
 
+def _link(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name, or copy it where that cannot be, as on another disk."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 class _Dataset:
     """A dataset being written into a folder."""
 
-    def __init__(self, project: AnnotationProject, folder: Path, layout: Layout, task: Task) -> None:
+    def __init__(self, project: AnnotationProject, folder: Path, layout: Layout, task: Task, link: bool) -> None:
         self.project, self.folder, self.layout, self.task = project, folder, layout, task
+        self._put = _link if link else shutil.copyfile
         self.subjects = subject_labels(s.name for s in project.studies)
         self.written: list[StudyReference] = []
         self.left_out: list[str] = []
@@ -154,17 +168,23 @@ class _Dataset:
         target = self.folder / name / "anat" if self.layout == "bids" else self.folder / name
         target.mkdir(parents=True, exist_ok=True)
         for key, scan in study.scans.items():
-            assert scan.path is not None, "a study that was read from files"
-            to = f"{name}_{_BIDS.get(key, key) if self.layout == 'bids' else key}"
-            if scan.path.is_dir():
-                shutil.copytree(scan.path, target / to)
-            else:
-                ending = "".join(re.findall(r"\.nii\.gz$|\.[^.]+$", scan.path.name))
-                shutil.copyfile(scan.path, target / f"{to}{ending}")
+            self._copy(scan, target / f"{name}_{_BIDS.get(key, key) if self.layout == 'bids' else key}")
         if self.task == "segmentation":
             ending = "dseg" if self.layout == "bids" else "seg"
             labels, like = self.project.labels(study.name).labels, study.scans[study.reference].path
             write_label_map(target / f"{name}_{ending}.nii.gz", labels, study.grid, like=like)
+
+    def _copy(self, scan: Scan, to: Path) -> None:
+        """Put a scan's file or folder in a place without an ending."""
+        path = scan.path
+        assert path is not None, "a study that was read from files"
+        if path.is_dir():
+            shutil.copytree(path, to, copy_function=self._put)
+        elif len(image_files(path)) > 1:  # the header names the second file, which may be called as another scan's is
+            write_image(to.with_name(f"{to.name}.nii.gz"), scan.data, scan.grid)
+        else:
+            ending = "".join(re.findall(r"\.nii\.gz$|\.[^.]+$", path.name))
+            self._put(path, to.with_name(f"{to.name}{ending}"))
 
     def _identity(self, name: str) -> str:
         """Name a study in the dataset: as its folder is called, which is where readers look for its class."""

@@ -144,7 +144,8 @@ class LabelHistory:
 
     def _load(self) -> None:
         path = self._folder / "state.json"
-        written = sorted(p.name for p in self._folder.glob("*-*.npz"))
+        parts = (p.name for p in self._folder.glob("*-*.npz"))
+        written = sorted(name for name in parts if not name.startswith("."))  # what a killed window was writing
         if not path.exists() and not written:
             return
         try:

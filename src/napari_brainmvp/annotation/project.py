@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 from collections.abc import Iterable, Mapping
@@ -29,6 +30,7 @@ from napari_brainmvp.study import Study
 __all__ = ["AnnotationProject"]
 
 _FILE = "project.json"
+logger = logging.getLogger(__name__)
 
 
 class AnnotationProject:
@@ -83,12 +85,16 @@ class AnnotationProject:
         return cls(path, content, lock)
 
     def close(self) -> None:
-        """Write snapshots and let others write."""
-        if self._lock.still_held():
-            for history in self._histories.values():
-                if history.stroke:
-                    history.compact()
-        self._lock.release()
+        """Write snapshots and let others write. Without a snapshot, on a full disk, the strokes are all there still."""
+        try:
+            if self._lock.still_held():
+                for history in self._histories.values():
+                    if history.stroke:
+                        history.compact()
+        except FileError as error:
+            logger.warning("%s was closed without a snapshot, its strokes are saved: %s", self.folder.name, error)
+        finally:
+            self._lock.release()
 
     @property
     def read_only(self) -> bool:
@@ -279,9 +285,10 @@ class AnnotationProject:
         return (self.folder / path).resolve()
 
     def _free_name(self, name: str) -> str:
-        taken = {s.name for s in self.studies}
+        """Give a name that is taken, in whatever capitals, a number: not every file system tells capitals apart."""
+        taken = {s.name.lower() for s in self.studies}
         numbered = (f"{name}-{k}" for k in range(2, len(taken) + 3))
-        return name if name not in taken else next(n for n in numbered if n not in taken)
+        return next(n for n in (name, *numbered) if n.lower() not in taken)
 
     def _writable(self) -> None:
         if not self._lock.held or not self._lock.still_held():

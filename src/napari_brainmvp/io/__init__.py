@@ -1,7 +1,7 @@
 """Files to studies and back. No torch here."""
 
 from napari_brainmvp.io.atomic import atomic_path, make_folder, write_text_atomic
-from napari_brainmvp.io.images import IMAGE_SUFFIXES, is_image_path, read_image, read_label_map, read_scan
+from napari_brainmvp.io.images import IMAGE_SUFFIXES, image_files, is_image_path, read_image, read_label_map, read_scan
 from napari_brainmvp.io.names import guess_modality, is_label_name, stem
 from napari_brainmvp.io.participants import class_of, read_participants
 from napari_brainmvp.io.studies import StudyFiles, find_studies, read_datalist, read_study, sort_files
@@ -14,6 +14,7 @@ __all__ = [
     "class_of",
     "find_studies",
     "guess_modality",
+    "image_files",
     "is_image_path",
     "is_label_name",
     "make_folder",

@@ -20,7 +20,7 @@ from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io.dicom import read_dicom_series
 from napari_brainmvp.study import Grid, LabelMap, Modality, Scan
 
-__all__ = ["IMAGE_SUFFIXES", "is_image_path", "read_image", "read_label_map", "read_scan", "readable"]
+__all__ = ["IMAGE_SUFFIXES", "image_files", "is_image_path", "read_image", "read_label_map", "read_scan", "readable"]
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr")
 _MOST_VOXELS = 2048**3 // 8
@@ -84,6 +84,24 @@ def read_image(path: Path) -> tuple[NDArray[np.float32], Grid, tuple[str, ...]]:
     if not values.any():
         raise StudyError(f"{path} holds nothing but zeros: check that the scan was exported completely.")
     return values, grid, tuple(warnings)
+
+
+def image_files(path: Path) -> tuple[Path, ...]:
+    """List the files of an image: of a DICOM folder those in it, of a detached NRRD header itself and its data.
+
+    Raises
+    ------
+    FileError
+        The file or folder cannot be read, or is no NRRD file though it is named so, or its data lie outside its folder.
+    """
+    with readable(path):
+        if path.is_dir():
+            return tuple(sorted(p for p in path.iterdir() if p.is_file()))
+        if not path.name.lower().endswith((".nrrd", ".nhdr")):
+            return (path,)
+        with _valid_nrrd(path) as nrrd:
+            data = _detached(path, nrrd.read_header(str(path)))
+    return (path,) if data is None else (path, data)
 
 
 def read_scan(path: Path, modality: Modality) -> tuple[Scan, tuple[str, ...]]:
@@ -188,15 +206,22 @@ def _check_size(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
         raise FileError(f"{path} says its shape is {shape}, which does not fit in the file: its header is damaged.")
 
 
-def _read_nrrd(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+@contextmanager
+def _valid_nrrd(path: Path) -> Iterator[Any]:
+    """Give pynrrd, and turn what it says of a file that is no NRRD file into a sentence."""
     import nrrd
 
     try:
-        header = nrrd.read_header(str(path))
-        _check_nrrd(path, header)
+        yield nrrd
+    except (nrrd.NRRDError, ValueError, KeyError, StopIteration) as error:
+        reason = str(error) or "it is empty"
+        raise FileError(f"{path} is not a valid NRRD file ({reason}): check the file.") from error
+
+
+def _read_nrrd(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    with _valid_nrrd(path) as nrrd:
+        _check_nrrd(path, nrrd.read_header(str(path)))
         data, header = nrrd.read(str(path))
-    except (nrrd.NRRDError, ValueError, KeyError) as error:
-        raise FileError(f"{path} is not a valid NRRD file ({error}): check the file.") from error
     directions, origin = header.get("space directions"), header.get("space origin")
     if directions is None or origin is None or np.shape(directions) != (3, 3):
         raise StudyError(f"{path} has no space directions and origin for three axes: where its voxels lie is unknown.")
@@ -213,16 +238,23 @@ def _check_nrrd(path: Path, header: dict[str, Any]) -> None:
     shape = tuple(int(n) for n in header.get("sizes", ()))
     if header.get("kinds") and any("color" in str(kind).lower() for kind in header["kinds"]):
         raise StudyError(f"{path} holds colours (RGB), not intensities: give the original grey-scale scan.")
-    detached = header.get("data file") or header.get("datafile")
-    if detached is not None:
-        data_file = (path.parent / str(detached)).resolve()
-        if not data_file.is_relative_to(path.parent.resolve()):
-            raise FileError(f"{path} points to data outside its folder ({detached}): put both files side by side.")
+    if _detached(path, header) is not None:
         return
     packed = str(header.get("encoding", "raw")).lower() != "raw"
     voxels = int(np.prod(shape, dtype=np.float64)) if shape else 0
     if voxels <= 0 or voxels > _MOST_VOXELS or voxels > path.stat().st_size * (1032 if packed else 1):
         raise FileError(f"{path} says its shape is {shape}, which does not fit in the file: its header is damaged.")
+
+
+def _detached(path: Path, header: dict[str, Any]) -> Path | None:
+    """Find the file of the voxels where a header stands alone."""
+    said = header.get("datafile", header.get("data file"))  # in pynrrd's order: what is checked is what is read
+    if said is None:
+        return None
+    data = (path.parent / str(said)).resolve()
+    if not data.is_relative_to(path.parent.resolve()):
+        raise FileError(f"{path} points to data outside its folder ({said}): put both files side by side.")
+    return data
 
 
 def _three_dimensional(array: NDArray[Any], path: Path) -> NDArray[Any]:

@@ -125,12 +125,14 @@ class AnnotatePanel(QWidget):
 
     def close_project(self) -> None:
         """Save, let go of the lock, and leave the layers as they are, to look at."""
-        if self.view is not None:
-            self.view.close()
-            self.view = None
-        if self.project is not None:
-            self.project.close()
-            self.project = None
+        view, project = self.view, self.project
+        self.view = self.project = None
+        try:
+            if view is not None:
+                view.close()
+        finally:
+            if project is not None:
+                project.close()
 
     def annotate(self) -> None:
         """Paint on the study that is open in the viewer; one that is new in the project begins with chosen labels."""

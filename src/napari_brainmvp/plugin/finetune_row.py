@@ -272,7 +272,7 @@ def _folds(studies: int) -> int:
 def _submit(project: AnnotationProject, asked: FinetuneSpec, progress: ProgressCallback, cancel: CancelToken) -> Any:
     name = free_name(_model_name(project.folder, asked.task))
     folder = _free_folder(project.folder / "datasets" / name)
-    data = export_dataset(project, folder, progress=progress, cancel=cancel, task=asked.task)
+    data = export_dataset(project, folder, progress=progress, cancel=cancel, task=asked.task, link=True)
     exported = sum(path.is_dir() for path in data.iterdir())
     folds = _folds(exported) if asked.folds else 0
     spec = asked.model_copy(update={"data": (DataSource(path=str(data)),), "folds": folds})

@@ -1,9 +1,13 @@
 """Prepared studies on disk, from which training reads crops without loading volumes.
 
 One study is one ``.npy`` file, memory-mapped: float16, shape (C, X, Y, Z), prepared intensities cut to the foreground
-box; and a ``.json`` file, written last, that says what it holds. Names are hashes of the scans' content and of the
-preparation, so that a cache may serve any number of runs and a changed scan is prepared again. Labels, where they are
-asked for, are a second file of shape (X, Y, Z), uint8 or int16, values unchanged.
+box; and a ``.json`` file, written last, that says what it holds. The name of the latter is a hash of the preparation
+and of the content of the scans and labels, so that a cache may serve any number of runs and a changed scan is prepared
+again; the name of the former is a hash of what it holds, so that it is there once, however often labels change. Labels,
+where they are asked for, are a file of shape (X, Y, Z), uint8 or int16, values unchanged.
+
+The time of its last change says when a file was used last, to a day; see
+:func:`~napari_brainmvp.training.cache_space.shrink_cache`.
 """
 
 from __future__ import annotations
@@ -11,46 +15,35 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
-from napari_brainmvp.io import StudyFiles, read_label_map, read_study
+from napari_brainmvp.io import StudyFiles, image_files, read_label_map, read_study
 from napari_brainmvp.io.atomic import atomic_path, remove_partial, write_text_atomic
 from napari_brainmvp.io.images import readable
 from napari_brainmvp.preparation import PreparationSpec, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.study import Study
 from napari_brainmvp.synthesis import SynthesisSpec, make_study
+from napari_brainmvp.training.cache_space import mark_used
+from napari_brainmvp.training.workers import each
 
-__all__ = ["CachedStudy", "Problem", "cache_folder", "cache_studies", "cache_synthetic"]
+__all__ = ["CachedStudy", "Problem", "cache_studies", "cache_synthetic"]
 
 _CHUNK = 1 << 16
-_POLL = 0.2
-"""Seconds between looks at whether to stop, while other processes prepare."""
-_MOST_WORKERS = 61
-"""Windows waits for no more."""
 _LONG = 3600.0
 """Seconds; more than writing a study takes."""
 _EIGHT = ("t1", "t1c", "t2", "flair", "dwi", "adc", "mra", "pd")
 logger = logging.getLogger(__name__)
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -80,6 +73,7 @@ class CachedStudy:
         It is made anew each time, which takes a tenth of a millisecond: one that is kept holds a file descriptor, and a
         process has far fewer of them than a dataset has studies.
         """
+        mark_used(self.path)
         mapped: NDArray[np.float16] = np.load(self.path, mmap_mode="r")
         return mapped
 
@@ -87,6 +81,7 @@ class CachedStudy:
     def labels(self) -> NDArray[np.integer[Any]]:
         """The memory map of the labels, made anew too: (X, Y, Z), uint8 or int16, as in the file they came from."""
         assert self.labels_path is not None, "prepared without labels"
+        mark_used(self.labels_path)
         mapped: NDArray[np.integer[Any]] = np.load(self.labels_path, mmap_mode="r")
         return mapped
 
@@ -97,12 +92,6 @@ class Problem:
 
     name: str
     reason: str
-
-
-def cache_folder() -> Path:
-    """Return where prepared studies are kept: ``$BRAINMVP_HOME/prepared``, else the platform's cache directory."""
-    home = os.environ.get("BRAINMVP_HOME")
-    return Path(home) / "prepared" if home else Path(platformdirs.user_cache_dir("brainmvp", appauthor=False))
 
 
 def cache_studies(
@@ -146,7 +135,7 @@ def cache_studies(
     good: list[CachedStudy] = []
     bad: list[Problem] = []
     prepare_one = partial(_cache_files, folder=folder, spec=spec, labels=labels)
-    for index, entry in enumerate(_each(prepare_one, studies, workers, cancel)):
+    for index, entry in enumerate(each(prepare_one, studies, workers, cancel)):
         if isinstance(entry, CachedStudy):
             good.append(entry)
         else:
@@ -172,7 +161,7 @@ def cache_synthetic(
     """
     made = []
     make_one = partial(_cache_seed, folder=folder, spec=spec, labels=labels)
-    for index, study in enumerate(_each(make_one, seeds, workers, cancel)):
+    for index, study in enumerate(each(make_one, seeds, workers, cancel)):
         made.append(study)
         progress(Progress("Making studies", index + 1, len(seeds)))
     return made
@@ -198,52 +187,6 @@ def _cache_seed(seed: int, folder: Path, spec: PreparationSpec, labels: bool) ->
     return _entry(folder, key, partial(make_study, seed, synthesis), spec, labels)
 
 
-def _each(
-    function: Callable[[Item], Made], items: Iterable[Item], workers: int, cancel: CancelToken | None
-) -> Iterator[Made]:
-    """Yield what a function makes of every item, in their order; by several processes where there are two or more."""
-    cancel = cancel or CancelToken()
-    if workers < 2:
-        for item in items:
-            cancel.raise_if_cancelled()
-            yield function(item)
-        return
-    context = multiprocessing.get_context("spawn")  # a copy of this process could hang on a lock of torch's threads
-    ended, alive = context.Pipe(duplex=False)  # closed by the system, too, when this process is killed
-    with ended, alive, ProcessPoolExecutor(min(workers, _MOST_WORKERS), context, _begin_worker, (ended,)) as pool:
-        try:
-            for future in [pool.submit(function, item) for item in items]:
-                yield _result(future, cancel)
-        except BrokenProcessPool as error:
-            raise FileError(
-                "A process that prepares studies has ended before its time: use fewer workers where memory is short; "
-                "in a script of your own, call this below if __name__ == '__main__'."
-            ) from error
-        finally:
-            alive.close()  # what they are at is not waited for: files are complete or not there
-
-
-def _result(future: Future[Made], cancel: CancelToken) -> Made:
-    while wait([future], _POLL).not_done:
-        cancel.raise_if_cancelled()
-    cancel.raise_if_cancelled()
-    return future.result()
-
-
-def _begin_worker(ended: Connection) -> None:
-    """Leave interrupts to the parent, end when it closes its end of a pipe, and take one core."""
-    import torch
-
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end_with_it() -> None:
-        ended.poll(None)
-        os._exit(0)
-
-    threading.Thread(target=end_with_it, daemon=True).start()
-
-
 class _CacheError(FileError):
     """The cache itself fails: not the fault of any study."""
 
@@ -260,27 +203,55 @@ def _read(files: StudyFiles, labels: bool) -> Study:
 
 def _entry(folder: Path, key: str, make: Callable[[], Study], spec: PreparationSpec, labels: bool) -> CachedStudy:
     """Find a cached study by its key, or make, prepare and store it."""
-    said, data = folder / f"{key}.json", folder / f"{key}.npy"
+    said = folder / f"{key}.json"
     labels_path = folder / f"{key}.labels.npy" if labels else None
-    try:
-        known = json.loads(said.read_text(encoding="utf-8"))
-        if data.stat().st_size == known["bytes"] and (labels_path is None or labels_path.is_file()):
-            return CachedStudy(known["name"], tuple(known["modalities"]), data, labels_path)
-    except (OSError, ValueError, KeyError):
-        pass  # not there yet, or damaged: make it anew
+    found = _find(said, labels_path)
+    if found is not None:
+        return found
     study = make()
     modalities = tuple(study.scans)
     prepared = prepare(study, modalities, spec, with_labels=labels)
     try:
-        _store(data, prepared.images.half().numpy())
+        data = _store_images(folder, prepared.images.half().numpy())
         if labels_path is not None and prepared.labels is not None:
             values = prepared.labels.numpy()
             _store(labels_path, values.astype(np.uint8) if values.min() >= 0 and values.max() < 256 else values)
-        about = {"name": study.name, "modalities": modalities, "bytes": data.stat().st_size}
+        about = {"name": study.name, "modalities": modalities, "images": data.name, "bytes": data.stat().st_size}
         write_text_atomic(said, json.dumps(about))
     except FileError as error:
         raise _CacheError(str(error)) from error
     return CachedStudy(study.name, modalities, data, labels_path)
+
+
+def _find(said: Path, labels_path: Path | None) -> CachedStudy | None:
+    """Find a study that is complete, and mark its files as used: first, so that no other run removes them meanwhile."""
+    try:
+        known = json.loads(said.read_text(encoding="utf-8"))
+        data = said.with_name(known["images"])
+        for path in (said, data, labels_path or data):
+            mark_used(path)
+        if data.stat().st_size != known["bytes"] or (labels_path is not None and not labels_path.is_file()):
+            return None
+        return CachedStudy(known["name"], tuple(known["modalities"]), data, labels_path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there yet, or damaged
+
+
+def _store_images(folder: Path, images: NDArray[np.float16]) -> Path:
+    """Store images under a name that tells their content: labels that change have most of them unchanged."""
+    digest = hashlib.sha256(np.ascontiguousarray(images).data)
+    path = folder / f"{_hash(str(images.shape), digest.hexdigest())}.npy"
+    if not _holds(path, images.shape):
+        _store(path, images)
+    mark_used(path)
+    return path
+
+
+def _holds(path: Path, shape: tuple[int, ...]) -> bool:
+    """Tell whether an array of a shape is stored, and not cut off."""
+    with suppress(OSError, ValueError):
+        return bool(np.load(path, mmap_mode="r").shape == shape)
+    return False
 
 
 def _store(path: Path, values: NDArray[Any]) -> None:
@@ -292,8 +263,8 @@ def _content_key(files: StudyFiles, spec: PreparationSpec, labels: bool) -> str:
     parts = [spec.model_dump_json()]
     sources = sorted(files.scans.items()) + ([("labels", files.truth)] if labels else [])
     for modality, path in sources:
+        members = image_files(path)
         with readable(path):
-            members = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
             parts += [modality, *(_fingerprint(member) for member in members)]
     return _hash(*parts)
 

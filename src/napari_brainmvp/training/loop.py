@@ -24,7 +24,8 @@ from torch.utils.tensorboard import SummaryWriter
 from napari_brainmvp.errors import BrainMVPError, FileError
 from napari_brainmvp.inference.device import TrainingPrecision, choose_precision, lightning_devices
 from napari_brainmvp.io.atomic import remove_partial, write_text_atomic
-from napari_brainmvp.training.cache import Problem, cache_folder
+from napari_brainmvp.training.cache import Problem
+from napari_brainmvp.training.cache_space import cache_folder
 
 __all__ = [
     "SkippedUpdates",

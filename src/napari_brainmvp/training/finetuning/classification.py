@@ -20,6 +20,7 @@ from napari_brainmvp.models.weights import build_network
 from napari_brainmvp.networks import ClassificationNetwork
 from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
+from napari_brainmvp.training.cache_space import shrink_cache
 from napari_brainmvp.training.finetuning.data import choose_modalities
 from napari_brainmvp.training.finetuning.linear_probe import fit_probe
 from napari_brainmvp.training.finetuning.model import freeze_batch_norm, make_templates, parameter_groups
@@ -54,6 +55,7 @@ def train_classifier(
     preparation = source.card.preparation if source is not None else PreparationSpec()
     subjects, problems = collect_classes(spec, preparation, cache, progress, cancel)
     describe_run(run, spec, problems)
+    shrink_cache(cache)
     if (run / "model").exists():
         return run / "model"
     return _Classification(spec, run, source, subjects, progress, cancel).train()

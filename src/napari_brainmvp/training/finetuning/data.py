@@ -189,7 +189,7 @@ class LabelledCrops(IterableDataset[Batch]):
         first: int = 0,
     ) -> None:
         self.cases, self.modalities, self.labels, self.spec, self.first = list(cases), modalities, labels, spec, first
-        self._voxels: dict[Path, list[NDArray[np.int64]]] = {}
+        self._voxels: dict[Case, list[NDArray[np.int64]]] = {}
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -253,7 +253,7 @@ class LabelledCrops(IterableDataset[Batch]):
 
         Where labels are sparse and there is none, some of the labelled background.
         """
-        known = self._voxels.get(case.study.path)
+        known = self._voxels.get(case)
         if known is None:
             rows = self.labels.rows(np.asarray(case.study.labels))
             if case.slices:
@@ -267,7 +267,7 @@ class LabelledCrops(IterableDataset[Batch]):
                 places = np.flatnonzero(rows == row)
                 chosen = rng.choice(places, min(len(places), _CANDIDATES), replace=False)
                 known.append(np.stack(np.unravel_index(np.sort(chosen), rows.shape), 1))
-            self._voxels[case.study.path] = known
+            self._voxels[case] = known
         return known
 
     def cut(self, case: Case, start: NDArray[np.int64], *, training: bool) -> Batch:

@@ -21,6 +21,7 @@ from napari_brainmvp.networks import SegmentationNetwork
 from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.training.cache import CachedStudy
+from napari_brainmvp.training.cache_space import shrink_cache
 from napari_brainmvp.training.checkpoints import has_checkpoint
 from napari_brainmvp.training.finetuning.data import Case, LabelledCrops, choose_modalities, collect, split
 from napari_brainmvp.training.finetuning.head import Parts, fit_head, match_classes
@@ -106,6 +107,7 @@ def finetune(
         preparation = source.card.preparation if source is not None else PreparationSpec()
         studies, labels, problems = collect(spec, preparation, folder, progress, cancel)
         describe_run(run, spec, problems)
+        shrink_cache(folder)
         if (run / "model").exists():
             return run / "model"
         job = _Segmentation(spec, run, source, studies, labels, progress, cancel)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.progress import CancelToken, ProgressCallback, no_progress
+from napari_brainmvp.training.cache_space import shrink_cache
 from napari_brainmvp.training.checkpoints import has_checkpoint
 from napari_brainmvp.training.loop import describe_run, hold_run, make_fabric, run_cache
 from napari_brainmvp.training.memory import keep_freed_memory
@@ -87,6 +88,7 @@ def _work(
         datasets, held_out, problems = collect(alone, folder, report, cancel)
     if first:
         describe_run(run, spec, problems)
+        shrink_cache(folder)
     trainer = Run(fabric, spec, run, held_out)
     step = trainer.restore() if resume else 0
     stream = CropStream(datasets, spec, step * spec.accumulate, fabric.global_rank, fabric.world_size)
