@@ -332,28 +332,29 @@ def test_background_in_the_black_outside_the_head_is_said_to_teach_nothing(featu
         predictor.fit(labels)
 
 
-def test_a_study_that_many_are_like_comes_first_and_one_that_shows_more():
-    def summary(name: str, place: float, sought: float = 0.1) -> StudySummary:
-        return StudySummary(name, sought, np.array([[place, 0.0]], np.float32))
+def test_a_study_that_undecided_ones_are_like_comes_first():
+    def summary(name: str, place: float, undecided: float = 0.1) -> StudySummary:
+        return StudySummary(name, undecided, np.array([[place, 0.0]], np.float32))
 
     done = [summary("done", 0)]
     crowd = [summary("b", 10.2), summary("a", 10), summary("c", 10.4)]
     ranked = [s.name for s in rank_studies([*crowd, summary("like done", 0.1), summary("odd", 25)], done)]
-    assert ranked[0] == "b"  # amid what is unlike
-    assert ranked.index("like done") > ranked.index("a")
-    more = [summary("a", 10), summary("b", 10, sought=0.3)]
-    assert [s.name for s in rank_studies(more, done)] == ["b", "a"]
+    assert set(ranked[:3]) == {"a", "b", "c"}  # many, and unlike what is done
+    assert ranked[-1] == "like done"
+    more = [summary("a", 10), summary("b", 40), summary("c", 70, undecided=0.2)]
+    assert [s.name for s in rank_studies(more, [*done, summary("near b", 41)])] == ["c", "a", "b"]
+    assert [s.name for s in rank_studies(crowd[:1], crowd[:1])] == ["b"]  # nothing is apart from anything
     assert rank_studies(crowd, [])[0].name == "b"
     assert rank_studies([], done) == []
 
 
-def test_a_summary_tells_how_much_of_what_is_painted_a_study_shows(features):
+def test_a_summary_tells_how_undecided_a_study_is(features):
     predictor = StudyPredictor(features, background=1)
     predictor.fit(strokes())
-    lesion = predictor.probe.classes.index(2)
-    share = (predictor.probe.predict(features.values).argmax(1) == lesion).float().mean()
+    lesion = predictor.probe.predict(features.values)[:, predictor.probe.classes.index(2)].numpy()
     summary = summarise("here", sample_voxels(features).values, predictor.probe)
-    assert summary.sought == pytest.approx(float(share), abs=0.03)
+    assert summary.undecided == pytest.approx(np.mean(lesion - lesion**2), rel=0.1)
+    assert 0 < summary.undecided < 0.25
 
 
 def test_a_projects_unpainted_studies_in_order(model, features, tmp_path):
@@ -367,7 +368,7 @@ def test_a_projects_unpainted_studies_in_order(model, features, tmp_path):
         rank_project(project, found.__getitem__)
     project.labels("done").record(strokes().astype(np.uint8))
     steps = []
-    assert rank_project(project, found.__getitem__, steps.append) == ["alike", "less"]  # with FLAIR it shows more
+    assert rank_project(project, found.__getitem__, steps.append) == ["less", "alike"]  # without FLAIR it is undecided
     assert len(steps) == 3
 
     def read(name: str):

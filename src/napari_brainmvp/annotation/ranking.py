@@ -1,4 +1,4 @@
-"""Which study to annotate next: one that shows much of what is painted, and that many others are like."""
+"""Which study to annotate next: one that is undecided, like others that are, and unlike those that are annotated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
 from napari_brainmvp.annotation.features import CLASS, StudyFeatures
@@ -33,14 +32,14 @@ class StudySummary:
     Parameters
     ----------
     name : str
-    sought : float
-        Share of the foreground that is predicted as anything but background, 0..1.
+    undecided : float
+        How undecided it is between background and anything else: the mean of p (1 - p) over the foreground, 0..0.25.
     content : ndarray of shape (C, F), float32
         Mean features of what is predicted as each class; 0 where a class is absent.
     """
 
     name: str
-    sought: float
+    undecided: float
     content: NDArray[np.float32]
 
 
@@ -56,26 +55,33 @@ def summarise(name: str, values: Tensor, probe: Probe) -> StudySummary:
     sums = probabilities.T @ values.float()
     total = probabilities.sum(0)
     content = sums / (total + 0.002 * len(values))[:, None]
-    background = float(total[probe.classes.index(probe.background)]) if probe.background in probe.classes else 0.0
-    return StudySummary(name, 1 - background / len(values), content.numpy())
+    undecided = 0.0
+    if probe.background in probe.classes:
+        background = probabilities[:, probe.classes.index(probe.background)]
+        undecided = float((background * (1 - background)).mean())
+    return StudySummary(name, undecided, content.numpy())
 
 
 def rank_studies(candidates: Sequence[StudySummary], annotated: Sequence[StudySummary]) -> list[StudySummary]:
     """Order studies by what annotating them would teach, most first.
 
-    The score is the rank by how much of what is painted a study shows, plus the rank by how near all studies would be
-    to an annotated one if this were: the sum of distances to the nearest one, in class-wise mean features. Uncertainty
-    is left out: in a simulated loop it helped with one set of studies and harmed with another.
+    What a study k teaches of a study j is s_jk - max_a s_ja, where that is positive: how like it is, beyond the most
+    like of the annotated ones a, with s_jk = exp(-(d_jk / h)^2), d the distance of their class-wise mean features and h
+    its median. The score of k is the sum over all j, each by how undecided the prediction is there (facility location;
+    Wei et al., ICML 2015). So a study comes first that is undecided itself and like others that are, and unlike what is
+    annotated already.
     """
     if not candidates:
         return []
-    everything = np.stack([s.content.ravel() for s in (*candidates, *annotated)])
-    distance = np.linalg.norm(everything[:, None] - everything[None], axis=-1)
+    studies = (*candidates, *annotated)
+    content = np.stack([s.content.ravel() for s in studies])
+    distance = np.linalg.norm(content[:, None] - content[None], axis=-1)
+    apart = distance[distance > 0]
+    likeness = np.exp(-((distance / (np.median(apart) if len(apart) else 1.0)) ** 2))
     count = len(candidates)
-    nearest = distance[:, count:].min(1, initial=np.inf)
-    left = np.array([np.minimum(nearest, distance[:, k]).sum() for k in range(count)])
-    sought = np.array([s.sought for s in candidates])
-    score = rankdata(sought) + rankdata(-left)
+    known = likeness[:, count:].max(1, initial=0)
+    undecided = np.array([s.undecided for s in studies])
+    score = undecided @ (likeness[:, :count] - known[:, None]).clip(0)
     return [candidates[k] for k in np.argsort(-score, kind="stable")]
 
 
