@@ -457,6 +457,38 @@ def test_any_number_of_studies_is_read_with_few_file_descriptors(tmp_path):
     assert float(done.stdout) < 0.005  # seconds of the processor, as other tests run meanwhile
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_processes_that_prepare_end_with_the_one_that_started_them(tmp_path):
+    script = tmp_path / "prepare.py"
+    script.write_text(
+        "import os, sys, time; from pathlib import Path; from napari_brainmvp.training.workers import each\n"
+        "def work(folder):\n"
+        "    (Path(folder) / f'pid-{os.getpid()}').touch(); time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    list(each(work, sys.argv[1:] * 4, 2, None))\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(found := list(tmp_path.glob("pid-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(found) == 2
+    parent.kill()
+    parent.wait()
+    left = {int(path.name[4:]) for path in found}
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left = {pid for pid in left if _runs(pid)}
+    assert not left
+
+
+def _runs(pid: int) -> bool:
+    """Tell whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_dicom_folder_that_cannot_be_read_is_a_problem_of_its_study(studies, tmp_path):
     files = find_studies(studies)[0]
     gone = replace(files, scans=files.scans | {"adc": tmp_path / "gone"})

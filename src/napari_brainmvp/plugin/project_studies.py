@@ -47,8 +47,8 @@ class ProjectStudies(QWidget):
     def _build(self) -> None:
         self.studies.setToolTip("Studies of the project: choose one to open it.")
         self.rank.setToolTip(
-            "Order the studies nobody has painted on: first those that show much of what is painted, and that many "
-            "others are like. Every study is read once, which takes a while."
+            "Order the studies nobody has painted on: first those on which the prediction is undecided, and that are "
+            "like others on which it is. Every study is read once, which takes a while."
         )
         for box in (self.studies, self.group):  # a long name shall not widen the panel
             box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
