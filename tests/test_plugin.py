@@ -305,7 +305,7 @@ def test_a_users_error_is_a_notification(widget, viewer, qtbot, monkeypatch):
 
 
 def test_the_event_loop_keeps_turning_during_a_run(widget, viewer, qtbot):
-    """One can scroll while the model runs: no stall beyond what the same scrolling costs without it, plus 200 ms."""
+    """One can scroll while the model runs: no stall beyond what the same scrolling costs without it, plus 300 ms."""
     add(viewer, study_layers(study(shape=(128, 128, 96))))
 
     def longest_stall(run_for) -> float:
@@ -334,7 +334,7 @@ def test_the_event_loop_keeps_turning_during_a_run(widget, viewer, qtbot):
 
     busy = longest_stall(run)
     qtbot.waitUntil(lambda: not widget.segment.run.busy, timeout=60_000)
-    assert busy < idle + 0.2
+    assert busy < idle + 0.3
 
 
 def test_opening_the_widget_is_quick_and_imports_no_torch(home):

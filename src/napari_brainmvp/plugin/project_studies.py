@@ -167,7 +167,7 @@ class ProjectStudies(QWidget):
     def _found(self, order: list[str]) -> None:
         self._order = tuple(order)
         self.show_project(self._project, self._current)
-        self.said.emit(f"Annotate {order[0]} next: it shows much of what you paint, and others are like it.")
+        self.said.emit(f"Annotate {order[0]} next: the prediction is undecided there, and on others like it.")
 
     def _run(self, function: Callable[..., Any], done: Callable[[Any], None]) -> None:
         if self._work is not None:
