@@ -16,7 +16,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,13 @@ def wait_for(done: Any) -> None:
     timer.stop()
 
 
-def paint_stroke(layer: Any, k: int, middle: np.ndarray, value: int, lift: Callable[[], None]) -> None:
-    """Paint a short straight stroke, which is not drawn yet when the brush is lifted."""
+def paint_stroke(layer: Any, k: int, middle: np.ndarray, value: int) -> float:
+    """Paint a short straight stroke, not drawn yet when the brush is lifted; return the time when it is."""
     layer.selected_label = value
     with layer.block_history():
         for step in range(-10, 11):
             layer.paint((k, int(middle[0]), int(middle[1]) + step), value)
-        lift()
+        return time.perf_counter()
 
 
 def main() -> None:
@@ -86,22 +85,22 @@ def measure(folder: Path, strokes: int) -> dict[str, list[float]]:
     viewer.dims.set_point(0, view.layer.data_to_world((k, 0, 0))[0])
     background, *others = (c.value for c in panel.project.classes)
     rng = np.random.default_rng(0)
-    lifted, seen = [0.0], []
-    view.probe.updated.connect(lambda whole: seen.append((whole, time.perf_counter() - lifted[0])))
+    seen: list[tuple[bool, float]] = []
+    view.probe.updated.connect(lambda whole: seen.append((whole, time.perf_counter())))
     for number in range(strokes + 1):
         value = background if number % 2 == 0 else others[number // 2 % len(others)]
         middle = np.array(shape[1:]) // 2 + rng.integers(-35, 36, 2)
         QApplication.processEvents()
         seen.clear()
-        paint_stroke(view.layer, k, middle, value, lambda: lifted.insert(0, time.perf_counter()))
-        back = time.perf_counter() - lifted[0]
+        lifted = paint_stroke(view.layer, k, middle, value)
+        back = time.perf_counter() - lifted
         if number == 0:  # one class only: nothing to predict yet
             wait_for(lambda: not view.probe.busy)
             continue
         wait_for(lambda: any(whole for whole, _ in seen))
         times["return to the user"].append(back)
-        times["slice"].append(next(seconds for _, seconds in seen))
-        times["volume"].append(next(seconds for whole, seconds in seen if whole))
+        times["slice"].append(next(at for _, at in seen) - lifted)
+        times["volume"].append(next(at for whole, at in seen if whole) - lifted)
         wait_for(lambda: not view.probe.busy)
     viewer.close()
     return times

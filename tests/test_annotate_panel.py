@@ -20,6 +20,7 @@ from models_for_tests import COLORS, NAMES, tiny_model
 from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.plugin import live_probe
 from napari_brainmvp.plugin.layers import study_layers
 from napari_brainmvp.plugin.painted import native
 from napari_brainmvp.plugin.widget import BrainMVPWidget
@@ -122,8 +123,22 @@ def test_a_stroke_does_not_wait_for_the_volume_of_the_one_before(panel, view, vi
         layer.paint((k, j, i), 2)
         layer.events.paint(value=[])
     assert view.probe.busy
+    assert view.probe._work._token.cancelled  # the volume of the first one
     qtbot.waitUntil(lambda: not view.probe.busy, timeout=60_000)
     assert [prediction[spot] for spot in spots] == [2, 2]
+
+
+def test_the_window_waits_for_the_visible_slice(panel, view, viewer, qtbot, monkeypatch):
+    """What it would draw meanwhile takes the cores from it."""
+    both(panel, qtbot)
+    qtbot.waitUntil(lambda: not view.probe.busy, timeout=60_000)
+    monkeypatch.setattr(live_probe, "_GLANCE", 30.0)
+    prediction = native(viewer.layers["Prediction"])
+    spot = next(tuple(s) for s in np.argwhere((prediction == 1) & (truth() == 1)) if s[2] == MIDDLE)
+    panel.classes.choose(1)
+    view.layer.paint((spot[2], spot[1], spot[0]), 2)
+    view.layer.events.paint(value=[])
+    assert prediction[spot] == 2  # without a turn of the event loop
 
 
 def test_the_mouse_paints_on_the_canvas(panel, view, viewer, qtbot):

@@ -21,7 +21,7 @@ import torch
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
 from conftest import full_disk
 from models_for_tests import tiny_card, tiny_model
-from napari_brainmvp.annotation import lock
+from napari_brainmvp.annotation import lock, prediction
 from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
 from napari_brainmvp.annotation.comparison import as_classes, compare, newest_model
 from napari_brainmvp.annotation.content import LabelClass, default_classes
@@ -42,11 +42,11 @@ from napari_brainmvp.annotation.ranking import (
 )
 from napari_brainmvp.annotation.store import FeatureStore
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
-from napari_brainmvp.inference.device import use_threads
 from napari_brainmvp.io import class_of, find_studies, read_label_map, read_participants, read_study
 from napari_brainmvp.models import Label, find_model, load_model
 from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.study import LabelMap
+from napari_brainmvp.threads import use_threads
 from napari_brainmvp.training.finetuning import FinetuneSpec
 from napari_brainmvp.training.labels import assign_classes
 from napari_brainmvp.training.sources import DataSource
@@ -168,16 +168,31 @@ def test_threads_are_given_back_whoever_leaves_first():
     leave.set()
     other.join()
     with use_threads(before + 3):
-        pass
+        with use_threads(before + 2):
+            assert torch.get_num_threads() == before + 2
+        assert torch.get_num_threads() == before + 3
     assert (torch.get_num_threads(), new_thread()) == (before, before)
 
 
 def test_cores_are_those_that_the_process_may_use():
-    code = "from napari_brainmvp.inference.device import usable_cores; print(usable_cores())"
-    one = ["taskset", "-c", "0", sys.executable, "-c", code]
-    if shutil.which("taskset") is None:
-        pytest.skip("there is no taskset")
-    assert subprocess.run(one, capture_output=True, text=True, check=True).stdout.strip() == "1"
+    code = (
+        "import os; from napari_brainmvp.threads import usable_cores\n"
+        "if hasattr(os, 'sched_setaffinity'):\n"
+        "    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+        "print(usable_cores())\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(found) == (1 if hasattr(os, "sched_setaffinity") else os.cpu_count())
+
+
+def test_of_a_study_that_is_painted_all_over_some_voxels_of_each_class_are_learned_from(features, monkeypatch):
+    monkeypatch.setattr(prediction, "_LABELLED", 50)
+    predictor = StudyPredictor(features, background=1)
+    predictor.fit(truth())
+    counts = np.bincount(predictor._lesson.labels)[1:]
+    assert (counts <= 50).all()
+    assert (counts > 25).all()
+    assert overlap(predictor.predict_volume().labels == 2, truth() == 2) > 0.5
 
 
 def test_the_fit_goes_on_and_the_volume_can_be_given_up(features):

@@ -24,7 +24,7 @@ ROOMS = (
     "cli",
     "plugin",
 )
-GROUND = ("errors", "progress", "resources")
+GROUND = ("errors", "progress", "resources", "threads")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

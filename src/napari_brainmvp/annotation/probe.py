@@ -26,8 +26,9 @@ from torch import Tensor
 
 from napari_brainmvp.annotation.features import CLASS
 from napari_brainmvp.errors import BrainMVPError
-from napari_brainmvp.inference.device import choose_dtype, use_threads
+from napari_brainmvp.inference.device import choose_dtype
 from napari_brainmvp.progress import CancelToken
+from napari_brainmvp.threads import use_threads
 from napari_brainmvp.training.labels import assign_classes
 
 __all__ = ["Probe", "ProbeSpec"]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -20,8 +16,6 @@ __all__ = [
     "choose_precision",
     "lightning_devices",
     "list_devices",
-    "usable_cores",
-    "use_threads",
 ]
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -106,37 +100,3 @@ def lightning_devices(accelerator: str, count: int) -> tuple[str, int | list[int
     numbers = [int(first) + k for k in range(count)]
     choose_device(f"{kind}:{numbers[-1]}")
     return kind, numbers
-
-
-def usable_cores() -> int:
-    """Count the cores that this process may use, hyper-threads among them."""
-    affinity = getattr(os, "sched_getaffinity", None)  # clusters and containers give a part of the machine
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-
-
-class _Threads:
-    """How many threads torch used before the first of those who changed it for a while."""
-
-    lock = threading.Lock()
-    users = 0
-    before = 1
-
-
-@contextmanager
-def use_threads(count: int) -> Iterator[None]:
-    """Let this thread compute on so many of torch's threads for a while.
-
-    Torch keeps the number for each thread, and gives new threads the one that was set last in any of them. So it is put
-    back as it was before the first of all threads that are here now came in, and none leaves its own behind.
-    """
-    with _Threads.lock:
-        if not _Threads.users:
-            _Threads.before = torch.get_num_threads()
-        _Threads.users += 1
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        with _Threads.lock:
-            _Threads.users -= 1
-            torch.set_num_threads(_Threads.before)

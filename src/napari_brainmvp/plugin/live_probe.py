@@ -19,6 +19,7 @@ from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.plugin.work import Work, step_back
 from napari_brainmvp.progress import CancelToken, ProgressCallback
 from napari_brainmvp.study import Study
+from napari_brainmvp.threads import usable_cores, use_threads
 
 if TYPE_CHECKING:
     from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor
@@ -178,8 +179,6 @@ class LiveProbe(QObject):
                 glanced.set()
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-            from napari_brainmvp.inference.device import use_threads
-
             _use_all_cores()
             with use_threads(1):  # so few voxels are done before a second core has woken up
                 glance()
@@ -236,8 +235,6 @@ class LiveProbe(QObject):
 def _use_all_cores() -> None:
     """Let this thread compute on all cores, of which torch takes every other one, unless the user has said how many."""
     import torch
-
-    from napari_brainmvp.inference.device import usable_cores
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(usable_cores())

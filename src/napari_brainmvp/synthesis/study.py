@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -24,6 +23,7 @@ from napari_brainmvp.synthesis.lesions import (
     mass_radius,
 )
 from napari_brainmvp.synthesis.physics import Tissue, draw_sequence, draw_tissue
+from napari_brainmvp.threads import use_threads
 
 __all__ = ["LABEL_NAMES", "LesionKind", "SynthesisSpec", "make_study"]
 
@@ -87,19 +87,8 @@ def make_study(seed: int, spec: SynthesisSpec | None = None, *, device: str = "c
     ['flair', 't1']
     """
     spec = spec or SynthesisSpec()
-    with _one_thread():
+    with use_threads(1):  # with more, sums are split in ways that may differ from run to run, and lesions too
         return _make_study(Draws(seed, device), seed, spec)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: with more, sums are split in ways that may differ from run to run, and lesions too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _make_study(draws: Draws, seed: int, spec: SynthesisSpec) -> Study:
