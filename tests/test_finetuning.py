@@ -578,7 +578,7 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
     case = rows(tmp_path / "hot" / "held_out.csv")[0]["case"]
     files = [found for found in find_studies(data) if found.name == case]
     scores = evaluate_segmentation(load_model(find_model(hot)), files, renamed)[0][0].scores
-    assert {name: score.dice for name, score in scores.items()} == pytest.approx(written, abs=0.002)
+    assert {name: score.dice for name, score in scores.items()} == pytest.approx(written, abs=0.0005)
 
     # with nothing held out half of the start is kept; after cross-validation as much as in the folds
     start, kept = trained.network.state_dict(), {}
