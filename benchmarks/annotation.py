@@ -5,7 +5,10 @@
 Protocol ``slices``: 5 % of the brain's voxels of three axial slices are labelled (at 25, 50 and 75 % of the tumour's
 height). Protocol ``strokes``: on the same slices one thin stroke per visible class, then up to ten rounds of one
 corrective stroke on the largest error. Protocol ``across``: a probe of the ``--teachers``, labelled as in ``slices``,
-predicts every other study, of which nothing is labelled. The forest sees Gaussian means (sigma 0, 1, 2, 4, 8 voxels)
+predicts every other study, of which nothing is labelled. Protocol ``second``: every study in turn is the first of a
+project and the one after it (in the order of their names) the second; both get corrective strokes one by one, the first
+after one stroke per visible class on the slice at 50 %, the second from nothing, with the strokes of the first to start
+from. The forest sees Gaussian means (sigma 0, 1, 2, 4, 8 voxels)
 and the gradient magnitude of each modality, as is customary. Without a path, held-out synthetic gliomas serve. Real
 studies only measure: nothing is trained that stays.
 """
@@ -26,7 +29,7 @@ from scipy import ndimage
 from sklearn.ensemble import RandomForestClassifier
 
 from napari_brainmvp.annotation.features import StudyFeatures, compute_features
-from napari_brainmvp.annotation.prediction import StudyPredictor, labelled_voxels
+from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor, labelled_voxels
 from napari_brainmvp.annotation.probe import ProbeSpec
 from napari_brainmvp.io import find_studies, read_study
 from napari_brainmvp.models import find_model, load_model
@@ -34,7 +37,7 @@ from napari_brainmvp.study import Study
 from napari_brainmvp.synthesis import SynthesisSpec, make_study
 from napari_brainmvp.training.default_model import HELD_OUT
 
-SHARE, ROUNDS = 0.05, 10
+SHARE, ROUNDS, STROKES = 0.05, 10, 20
 REGIONS = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
 BACKGROUND = 9
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -98,10 +101,10 @@ def stroke(region: np.ndarray, length: float = 40.0) -> np.ndarray:
     return drawn
 
 
-def first_strokes(truth: np.ndarray) -> np.ndarray:
-    """Draw one stroke per visible class on each of the slices."""
+def first_strokes(truth: np.ndarray, slices: list[int] | None = None) -> np.ndarray:
+    """Draw one stroke per visible class on each of some slices; default those of :func:`annotated_slices`."""
     labels = np.zeros_like(truth)
-    for k in annotated_slices(truth):
+    for k in annotated_slices(truth) if slices is None else slices:
         for value in np.unique(truth[..., k][truth[..., k] > 0]):
             if (truth[..., k] == value).sum() >= 5:
                 labels[..., k][stroke(truth[..., k] == value)] = value
@@ -156,12 +159,12 @@ class Forest:
 class InstantProbe:
     """Ours."""
 
-    def __init__(self, features: StudyFeatures, spec: ProbeSpec) -> None:
-        self.predictor = StudyPredictor(features, BACKGROUND, spec)
+    def __init__(self, features: StudyFeatures, spec: ProbeSpec, others: tuple[LabelledVoxels, ...] = ()) -> None:
+        self.predictor, self.others = StudyPredictor(features, BACKGROUND, spec), others
 
     def __call__(self, labels: np.ndarray) -> np.ndarray:
         """Fit and predict."""
-        self.predictor.fit(labels)
+        self.predictor.fit(labels, self.others)
         return self.predictor.predict_volume().labels
 
 
@@ -213,6 +216,58 @@ def across(cases: dict[str, tuple[StudyFeatures, np.ndarray]], teachers: list[st
     return {"studies": scores, "mean": means(list(scores.values()))}
 
 
+def one_by_one(truth: np.ndarray, labels: np.ndarray, predict: Predict, drawn: int) -> list[dict[str, float]]:
+    """Dice after ``drawn``, ``drawn`` + 1, … ``STROKES`` strokes; adds all but the first ``drawn`` to ``labels``."""
+    scores = []
+    while True:
+        found = predict(labels)
+        scores.append(dice(found, truth))
+        if drawn == STROKES:
+            return scores
+        correct(labels, truth, found)
+        drawn += 1
+
+
+def second(cases: dict[str, tuple[StudyFeatures, np.ndarray]], spec: ProbeSpec) -> dict[str, object]:
+    """Dice by the number of strokes of every study as the first of a project, and as the second."""
+    first: dict[str, list[dict[str, float]]] = {}
+    then: dict[str, list[dict[str, float]]] = {}
+    taught: dict[str, LabelledVoxels] = {}
+    for name, (features, truth) in cases.items():
+        middle = annotated_slices(truth)[1]
+        labels = first_strokes(truth, [middle])
+        drawn = len(np.unique(labels)) - 1
+        first[name] = one_by_one(truth, labels, InstantProbe(features, spec), drawn)
+        taught[name] = labelled_voxels(features, labels)
+    names = list(cases)
+    for name, before in zip(names, names[-1:] + names[:-1], strict=True):
+        features, truth = cases[name]
+        probe = InstantProbe(features, spec, (taught[before],))
+        then[name] = one_by_one(truth, np.zeros_like(truth), probe, 0)
+    last = [STROKES, 16, 12, 8, 4, 0]
+    by_count = {
+        count: {
+            kind: means([scores[count - STROKES - 1] for scores in table.values()])
+            for kind, table in (("first", first), ("second", then))
+            if all(len(scores) > STROKES - count for scores in table.values())
+        }
+        for count in last[::-1]
+    }
+    return {"first": first, "second": then, "mean by strokes": by_count, "enough": strokes_needed(first, then)}
+
+
+def strokes_needed(
+    first: dict[str, list[dict[str, float]]], then: dict[str, list[dict[str, float]]], aim: int = 12
+) -> dict[str, int | None]:
+    """Strokes after which each study, as the second, is as good as after ``aim`` as the first; None for never."""
+    needed: dict[str, int | None] = {}
+    for name, scores in then.items():
+        wanted = np.mean(list(first[name][aim - STROKES - 1].values()))
+        reached = [k for k, score in enumerate(scores) if np.mean(list(score.values())) >= wanted]
+        needed[name] = reached[0] if reached else None
+    return needed
+
+
 def main() -> None:
     """Measure and print; write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -256,12 +311,14 @@ def main() -> None:
             if "strokes" in parts:
                 row["strokes, forest"] = protocol_strokes(truth, forest)
         rows[study.name] = row
-        if "across" in parts:
+        if {"across", "second"} & set(parts):
             cases[study.name] = (features, truth)
         print(study.name, json.dumps(row), flush=True)
     table["studies"], table["means"] = rows, means(list(rows.values()))
     if "across" in parts:
         table["across"] = across(cases, arguments.teachers, arguments.seed)
+    if "second" in parts:
+        table["second"] = second(dict(sorted(cases.items())), spec)
     text = json.dumps(table, indent=2)
     print(text)
     if arguments.out:

@@ -240,8 +240,10 @@ def test_a_layer_that_was_moved_is_refused_and_nothing_is_lost(panel, view, qtbo
 
 def test_labels_on_another_grid_are_refused(panel, viewer, qtbot):
     assert not panel.begin.isVisible()
-    viewer.add_labels(np.ones((5, 6, 7), int), name="stranger")
-    panel.begin.setCurrentIndex(panel.begin.findText("Begin with stranger"))
+    viewer.add_labels(np.ones((5, 6, 7), int), name="strange")
+    panel.begin.setCurrentIndex(panel.begin.findText("Begin with strange"))
+    viewer.layers["strange"].name = "stranger"
+    assert panel.begin.currentText() == "Begin with stranger"
     qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
     assert "never resampled" in panel.status.text()
     assert panel.view is None
@@ -587,8 +589,10 @@ def test_whose_lock_was_taken_over_cannot_go_on_painting(panel, view, tmp_path, 
 
 
 @pytest.mark.parametrize("answer", ["The project's classes", "New classes", "Cancel"])
-def test_labels_without_names_are_asked_about(panel, viewer, qtbot, answer):
+def test_labels_without_names_are_asked_about(panel, viewer, qtbot, monkeypatch, answer):
     """A mask of zeros and ones is hardly ever one of background."""
+    seen = []
+    monkeypatch.setattr("napari.utils.notifications.notification_manager.dispatch", seen.append)
     layer = shown_labels(viewer, (truth() == 2).astype(np.int32))
     panel.begin.setCurrentIndex(panel.begin.findText(f"Begin with {layer.name}"))
     asked = []
@@ -604,6 +608,8 @@ def test_labels_without_names_are_asked_about(panel, viewer, qtbot, answer):
     assert "1 = Background" in asked[0]
     if answer == "Cancel":
         assert panel.project.studies == ()
+        assert "Nothing was added" in panel.status.text()
+        assert not seen  # who cancels has made no error
         return
     value = 3 if answer == "New classes" else 1
     np.testing.assert_array_equal(panel.project.labels("case").labels, np.where(truth() == 2, value, 0))

@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QProgressBar, QPushButton, 
 from napari_brainmvp.annotation.content import LabelClass, StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.annotation.regions import Regions
-from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.errors import BrainMVPError, Cancelled
 from napari_brainmvp.plugin.annotation_tools import AnnotationTools, key_list
 from napari_brainmvp.plugin.annotation_view import AnnotationView
 from napari_brainmvp.plugin.class_table import ClassTable
@@ -217,6 +217,8 @@ class AnnotatePanel(QWidget):
         """Do something; what the user can put right is said, not raised."""
         try:
             action()
+        except Cancelled as cancelled:
+            self.status.setText(str(cancelled))
         except BrainMVPError as error:
             self._refused(str(error))
 

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QComboBox, QMessageBox, QWidget
 
 from napari_brainmvp.annotation.content import LabelClass, StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
-from napari_brainmvp.errors import StudyError
+from napari_brainmvp.errors import Cancelled, StudyError
 from napari_brainmvp.plugin.layers import KEY, LayerOrigin, layer_grid
 from napari_brainmvp.study import LabelMap, Study
 
@@ -36,7 +36,8 @@ class LabelSource(QComboBox):
             "a segmentation to be corrected."
         )
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
+        events = viewer.layers.events
+        for event in (events.inserted, events.removed, events.renamed):
             event.connect(self._fill)
         self._fill()
 
@@ -74,6 +75,8 @@ def enter(project: AnnotationProject, study: Study, layer: Any, parent: QWidget)
         The layer lies on another grid, or one of its values means something else in the project.
     FileError
         The project is open elsewhere, or cannot be written.
+    Cancelled
+        That is what was answered.
     """
     named = replace(study, name=_name_of(study))
     if layer is None:
@@ -141,7 +144,7 @@ def _with_meaning(
     if box.clickedButton() is same:
         return study, {}
     if box.clickedButton() is not other:
-        raise StudyError(f"Nothing was added: what the values of {name} mean was left open.")
+        raise Cancelled(f"Nothing was added: what the values of {name} mean was left open.")
     shift = max(c.value for c in classes) - min(0, painted[0] - 1)  # above all that are there, in the same order
     moved = np.where(labels.data == 0, 0, labels.data.astype(np.int64) + shift)
     return replace(study, labels=LabelMap(moved, labels.grid)), {v + shift: f"{name} {v}" for v in painted}
