@@ -2,6 +2,7 @@
 
     python benchmarks/finetuning.py --real-gliomas DIR --work DIR --max-steps 400 --out finetuning.json
     python benchmarks/finetuning.py --real-gliomas DIR --work DIR --preset minutes --slices --out finetuning.json
+    python benchmarks/finetuning.py --real-gliomas DIR --work DIR --preset minutes --folds 3 --out finetuning.json
 
 The studies, in the order of their names, are parted as ``--train`` says (positions from 0); each part is trained on
 once, from the default model, and measured by the other. With ``--slices``, as an annotation project would have it, only
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--preset", default="hour")
     parser.add_argument("--max-steps", type=int, default=0, help="0 for the preset's")
     parser.add_argument("--start-share", type=float, help="of the default model's weights; default the preset's")
+    parser.add_argument("--folds", type=int, help="cross-validate first, which chooses that share, too")
     parser.add_argument("--slices", action="store_true", help="label three slices of each study only")
     parser.add_argument("--work", type=Path, required=True, help="folder for prepared studies and runs")
     parser.add_argument("--out", type=Path, required=True)
@@ -79,6 +81,7 @@ def main() -> None:
         data = [{"path": str(folder)} for folder in folders]
         changes = {"max_steps": arguments.max_steps} if arguments.max_steps else {}
         changes |= {"start_share": arguments.start_share} if arguments.start_share is not None else {}
+        changes |= {"folds": arguments.folds} if arguments.folds else {}
         spec = read_spec(arguments.preset, {"data": data, "labels": SPARSE if arguments.slices else BRATS, **changes})
         run = arguments.work / f"run-{number}"
         made = finetune(spec, run, resume=run.exists(), cache=arguments.work / "prepared")

@@ -553,9 +553,11 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
     rough = {k: v + 3.0 * torch.randn(v.shape) if v.is_floating_point() else v for k, v in good.items()}
     close = {k: v * 1.001 if v.is_floating_point() else v for k, v in good.items()}
     for whole in (True, False):
-        assert mix_in(rough, model, validation, 0.5, whole_cases=whole) == 0
+        share, scores = mix_in(rough, model, validation, 0.5, whole_cases=whole)
+        assert share == 0
+        assert scores[0.0] > max(scores[0.5], scores[0.25])
         assert all(torch.equal(value, good[key]) for key, value in model.state_dict().items())
-    assert mix_in(close, model, validation, 0.5, whole_cases=False) == 0.5  # this costs nothing
+    assert mix_in(close, model, validation, 0.5, whole_cases=False)[0] == 0.5  # this costs nothing
     name = "network.decoder.out.conv.conv.weight"
     torch.testing.assert_close(model.state_dict()[name], good[name] * 1.0005, rtol=1e-5, atol=0)
 
@@ -599,7 +601,9 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
         save(path, np.where(labels, 2, 0).astype(np.uint8))
     spec = spec_for(data, init=str(folder), labels=renamed, max_steps=1, folds=2)
     facts = find_model(finetune(spec, tmp_path / "folds", cache=tmp_path / "cache")).card.training
-    assert facts["start share"] == min(facts["start shares of the folds"])
+    by_share = {float(share): score for share, score in facts["score by start share"].items()}
+    assert set(by_share) == {0.5, 0.25, 0.0}
+    assert by_share[facts["start share"]] == max(by_share.values())
     found = [(tmp_path / "folds" / name / "parts.json") for name in ("fold-1", "fold-2", ".")]
     assert [json.loads(path.read_text()) for path in found] == [[], *[[[], [0, 1], [0]]] * 2]  # of what each is taught
 

@@ -190,20 +190,24 @@ class _Segmentation:
         if folds < 2:
             raise BrainMVPError("Cross-validation needs two studies or more: leave out folds, or add studies.")
         scores: list[CaseScores] = []
-        best, shares = [], []
+        best: list[int] = []
+        by_share: dict[str, list[float]] = {}
         for fold in range(folds):
             held = [Case(study) for study in self.studies[fold::folds]]
             train = [Case(s) for k, s in enumerate(self.studies) if k % folds != fold]
             _, facts, found = self.train(self.run / f"fold-{fold + 1}", train, held, f"Fold {fold + 1} of {folds}: ")
             scores += found
             best.append(int(facts["step"]))
-            shares.append(float(facts["start share"]))
+            for share, score in facts["score by start share"].items():
+                by_share.setdefault(share, []).append(score)
         cases = [Case(study) for study in self.studies]
-        model, facts, _ = self.train(self.run, cases, [], most=sorted(shares)[(folds - 1) // 2])
+        means = {share: round(sum(found) / len(found), 4) for share, found in by_share.items()}
+        kept = float(max(means, key=lambda share: means[share])) if means else None
+        model, facts, _ = self.train(self.run, cases, [], most=kept)
         facts |= {
             "cross-validation": f"{folds} folds",
             "best steps of the folds": best,
-            "start shares of the folds": shares,
+            "score by start share": means,
         }
         return self.finish(model, facts, scores, f"{folds}-fold cross-validation", len(cases))
 
@@ -236,9 +240,10 @@ class _Segmentation:
         loader = DataLoader(stream, batch_size=None, num_workers=spec.workers)
         loop.train(iter(loader), step, progress, self.cancel)
         best, at = loop.result()
-        share = 0.0
+        share, by_share = 0.0, dict[float, float]()
         if done is not None and done.all_from_source and most:
-            share = mix_in(start, best, validation, most, whole_cases=not any(case.slices for case in held))
+            whole = not any(case.slices for case in held)
+            share, by_share = mix_in(start, best, validation, most, whole_cases=whole)
         temperature = validation.temperature(best)
         with torch.no_grad():  # before it is measured: where classes make up a region, it changes what is decided
             for parameter in best.network.get_submodule("decoder.out").parameters():
@@ -247,7 +252,13 @@ class _Segmentation:
         scores = measure(best, held, crops, self.patch, spacing, self.fabric, progress, self.cancel)
         if scores:
             write_scores(folder / "held_out.csv", scores)
-        return best, {**facts, "step": at, "start share": share, "temperature": round(temperature, 4)}, scores
+        facts |= {
+            "step": at,
+            "start share": share,
+            "score by start share": {str(s): round(score, 4) for s, score in by_share.items()},
+            "temperature": round(temperature, 4),
+        }
+        return best, facts, scores
 
     def _model(self, studies: Sequence[CachedStudy]) -> tuple[SegmentationModel, dict[str, Any], Transfer | None]:
         """Make the network, from the source's weights where there is one."""

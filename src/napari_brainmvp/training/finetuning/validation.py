@@ -120,8 +120,8 @@ def mix_in(
     share: float,
     *,
     whole_cases: bool,
-) -> float:
-    """Mix the weights that training started from into those it led to, in place; return their share.
+) -> tuple[float, dict[float, float]]:
+    """Mix the weights that training started from into those it led to, in place.
 
     w = s w_start + (1 - s) w_trained (Wortsman et al., CVPR 2022). On held-out cases the best of s, s / 2 and 0 is
     taken. Slices of the cases trained on cannot show what is forgotten of other people: there s is halved, and then 0,
@@ -138,6 +138,13 @@ def mix_in(
         s, 0..1.
     whole_cases : bool
         Whether whole cases were held out, not slices.
+
+    Returns
+    -------
+    share : float
+        What was taken.
+    scores : dict of float to float
+        The score of each share on what is held out; empty with nothing held out.
     """
     trained = {key: value.clone() for key, value in model.state_dict().items()}
     shares = [s for s in (share, share / 2) if s > 0] + [0.0]
@@ -146,14 +153,16 @@ def mix_in(
         pairs = {key: (start[key].to(value.device), value) for key, value in trained.items()}
         return {k: torch.lerp(b, a, s) if b.is_floating_point() else b for k, (a, b) in pairs.items()}
 
-    scores = []
-    for s in shares:
+    scores: dict[float, float] = {}
+    for s in shares if validation.batches else ():
         model.load_state_dict(mixed(s))
-        scores.append(validation(model, None).get("score", 0.0))
-    enough = max(scores) if whole_cases else scores[-1] - _PRICE
-    chosen = next(s for s, score in zip(shares, scores, strict=True) if score >= enough)
+        scores[s] = validation(model, None)["score"]
+    chosen = share
+    if scores:
+        enough = max(scores.values()) if whole_cases else scores[0.0] - _PRICE
+        chosen = next(s for s, score in scores.items() if score >= enough)
     model.load_state_dict(mixed(chosen))
-    return chosen
+    return chosen, scores
 
 
 def fit_temperature(logits: Tensor, target: Tensor, activation: Activation, unions: Unions | None = None) -> float:
