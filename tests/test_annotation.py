@@ -30,7 +30,7 @@ from napari_brainmvp.annotation.features import CLASS, compute_features
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.participants import export_participants, import_participants
 from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor, labelled_voxels, uncertain_slice
-from napari_brainmvp.annotation.probe import Probe, ProbeSpec
+from napari_brainmvp.annotation.probe import Lesson, Probe, ProbeSpec
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.annotation.ranking import (
     StudySummary,
@@ -115,7 +115,7 @@ def test_the_network_is_believed_where_nothing_is_labelled_and_the_hand_where_it
 
     trusting, alone = (Probe(names, 1, ProbeSpec(trust=t)) for t in (1.5, 0.0))
     for probe in (trusting, alone):
-        probe.fit(values[first], labels, unlabelled=values[::2], places=4)
+        probe.fit(Lesson(values[first], labels, 4), unlabelled=values[::2])
     assert errors(trusting) < 0.01 < 0.1 < errors(alone)  # 60 voxels of noise teach nothing, the network knows
     says = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])  # background (1), background, lesion (7)
     assert trusting._agreement(says, torch.tensor([0, 0, 1])) == 1
@@ -123,7 +123,7 @@ def test_the_network_is_believed_where_nothing_is_labelled_and_the_hand_where_it
     assert trusting._agreement(says, torch.tensor([1, 1, 0])) == 0  # wrong throughout: it is not believed at all
     second = np.r_[first, : lesion // 4]
     labels = np.r_[labels, np.full(lesion // 4, 1)]  # but this part of what it sees is background
-    trusting.fit(values[second], labels, unlabelled=values[::2], places=20)
+    trusting.fit(Lesson(values[second], labels, 20), unlabelled=values[::2])
     found = np.array(trusting.classes)[trusting.predict(values).argmax(1).numpy()]
     assert (found[: lesion // 2] == 1).mean() > 0.9
     assert (found[lesion // 2 : lesion] == 7).mean() > 0.8

@@ -516,6 +516,22 @@ def test_a_new_output_layer_starts_as_a_linear_probe(home, data, tmp_path):
     torch.testing.assert_close(first, network.decoder.out.conv.conv.weight, rtol=1e-3, atol=1e-4)
 
 
+def test_every_label_is_looked_at_while_training(tmp_path):
+    """Small ones too, where there are more labels than crops are looked at otherwise."""
+    write_case(tmp_path / "data" / "case", 0)
+    path = tmp_path / "data" / "case" / "case_seg.nii.gz"
+    values = np.asarray(nib.load(path).dataobj).copy()
+    for value in (3, 4, 5, 6):
+        values[12 + 3 * (value - 3), 22, 17 : 17 + value - 1] = value
+    save(path, values)
+    labels = LabelDescription.of_values(range(1, 7))
+    spec = spec_for(tmp_path / "data", labels=labels, crop=16)
+    studies, _, _ = collect(spec, PreparationSpec(), tmp_path / "cache")
+    crops = LabelledCrops([Case(studies[0])], ("t1",), labels, spec)
+    batches = CropValidation(crops, labels, Fabric(accelerator="cpu", devices=1)).batches
+    assert {int(batch["rows"][0, 8, 8, 8]) for batch in batches} >= set(range(1, 7))
+
+
 # --- runs -------------------------------------------------------------------------------------------------------
 
 
@@ -600,7 +616,10 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
         labels = np.asarray(nib.load(path).dataobj)
         save(path, np.where(labels, 2, 0).astype(np.uint8))
     spec = spec_for(data, init=str(folder), labels=renamed, max_steps=1, folds=2)
-    facts = find_model(finetune(spec, tmp_path / "folds", cache=tmp_path / "cache")).card.training
+    with monkeypatch.context() as patch:
+        patch.setattr(CropValidation, "temperature", lambda self, model: 4.0)
+        facts = find_model(finetune(spec, tmp_path / "folds", cache=tmp_path / "cache")).card.training
+    assert facts["temperature"] == 4  # the model that is kept has nothing of its own to find one on
     by_share = {float(share): score for share, score in facts["score by start share"].items()}
     assert set(by_share) == {0.5, 0.25, 0.0}
     assert by_share[facts["start share"]] == max(by_share.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from napari_brainmvp.annotation.features import CLASS, LIMIT, StudyFeatures
 from napari_brainmvp.annotation.history import label_dtype
-from napari_brainmvp.annotation.probe import Probe, ProbeSpec
+from napari_brainmvp.annotation.probe import Lesson, Probe, ProbeSpec
 from napari_brainmvp.errors import BrainMVPError, StudyError
 from napari_brainmvp.inference.device import choose_device
 from napari_brainmvp.preparation.resampling import resample
@@ -80,16 +81,6 @@ class VolumePrediction:
     uncertainty: NDArray[np.float16]
 
 
-@dataclass(frozen=True, eq=False)
-class _Lesson:
-    """What a probe is fitted to, see :meth:`Probe.fit`."""
-
-    values: Tensor
-    labels: NDArray[np.int64]
-    unlabelled: Tensor
-    places: int
-
-
 class StudyPredictor:
     """The probe of one study: told its labels after every stroke, asked for slices and volumes.
 
@@ -112,7 +103,7 @@ class StudyPredictor:
         self.probe = Probe(features.names, background, spec)
         self._rows = _native_rows(features)
         self._sample = torch.arange(0, features.count, max(1, features.count // _UNLABELLED))
-        self._lesson: _Lesson | None = None
+        self._lesson: tuple[Lesson, Lesson | None, Tensor] | None = None
         self._exact = np.abs(np.array(features.source.spacing) - features.grid.spacing[0]).max() < 1e-3
 
     @property
@@ -147,15 +138,9 @@ class StudyPredictor:
         free = torch.ones(self.features.count, dtype=torch.bool)
         rows = self._rows[painted]
         free[torch.from_numpy(rows[rows >= 0]).long()] = False
-        values = torch.cat([mine.values, *(other.columns(self.features.names) for other in others)])
-        found = np.concatenate([mine.labels, *(other.labels for other in others)])
-        chosen = _evenly(found, _LABELLED)
-        self._lesson = _Lesson(
-            values[torch.from_numpy(chosen)],
-            found[chosen],
-            self.features.values[self._sample[free[self._sample]]],
-            mine.places + sum(other.places for other in others),
-        )
+        rest = _lesson(others, self.features.names) if others else None
+        here = _lesson((mine,), self.features.names)
+        self._lesson = (here, rest, self.features.values[self._sample[free[self._sample]]])
         self.refine(steps)
 
     def refine(self, steps: int | None = None) -> None:
@@ -169,7 +154,8 @@ class StudyPredictor:
         lesson = self._lesson
         if lesson is None:
             raise ValueError("There is nothing to go on with: call fit first.")
-        self.probe.fit(lesson.values, lesson.labels, steps, unlabelled=lesson.unlabelled, places=lesson.places)
+        here, elsewhere, unlabelled = lesson
+        self.probe.fit(here, steps, elsewhere=elsewhere, unlabelled=unlabelled)
 
     def predict_slice(self, axis: int, index: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
         """Predict one plane of the study's own grid.
@@ -233,6 +219,14 @@ class StudyPredictor:
         values = np.array(self.probe.classes, label_dtype((*self.probe.classes, self.background)))
         entropy = -torch.xlogy(probabilities, probabilities).sum(1) / np.log(len(values))
         return values[probabilities.argmax(1).cpu().numpy()], entropy.clamp_(0, 1).half().cpu().numpy()
+
+
+def _lesson(studies: Sequence[LabelledVoxels], names: tuple[str, ...]) -> Lesson:
+    """Put labelled voxels together, of each class at most so many."""
+    labels = np.concatenate([study.labels for study in studies])
+    chosen = _evenly(labels, _LABELLED)
+    values = torch.cat([study.columns(names) for study in studies])[torch.from_numpy(chosen)]
+    return Lesson(values, labels[chosen], sum(study.places for study in studies))
 
 
 def _evenly(labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:

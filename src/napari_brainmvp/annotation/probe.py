@@ -31,12 +31,12 @@ from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.threads import use_threads
 from napari_brainmvp.training.labels import assign_classes
 
-__all__ = ["Probe", "ProbeSpec"]
+__all__ = ["Lesson", "Probe", "ProbeSpec"]
 
 _CHUNK = {"cpu": 1 << 13, "cuda": 1 << 18}
 """Voxels predicted at a time, whose hidden units then stay in the processor's cache, or keep a GPU busy."""
-_BELIEVED = 256
-"""Unlabelled voxels a step."""
+_BELIEVED, _ELSEWHERE = 256, 512
+"""Unlabelled voxels, and labelled ones of other studies, a step."""
 _DOUBT = 0.01
 """Added to the network's probabilities, so that no label is ever ruled out."""
 
@@ -64,6 +64,8 @@ class ProbeSpec:
     trust : float
         How many labelled places (cubes of 8 mm) weigh as much as what the network says of all that is not labelled; 0
         to go by the labels alone.
+    elsewhere : float
+        What a labelled place of another study weighs, where one of the study that is predicted weighs 1.
     seed : int
         Same strokes, same seed, same machine: same prediction.
     """
@@ -77,7 +79,31 @@ class ProbeSpec:
     weight_decay: float = 0.3
     ridge: float = 0.1
     trust: float = 1.5
+    elsewhere: float = 0.1
     seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Labelled voxels to fit to.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n, F)
+    labels : ndarray of shape (n,), integers
+        Any values; each is a class.
+    places : int
+        How many places they lie in, see :attr:`LabelledVoxels.places`.
+    """
+
+    values: Tensor
+    labels: NDArray[np.int64]
+    places: int = 0
+
+    @property
+    def weight(self) -> float:
+        """Its places, at least one where there is anything."""
+        return float(max(1, self.places)) if len(self.labels) else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +113,10 @@ class _Batch:
     values: Tensor
     prior: Tensor
     wanted: Tensor
+
+    def part(self, rows: slice) -> _Batch:
+        """Return some of them."""
+        return _Batch(self.values[rows], self.prior[rows], self.wanted[rows])
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Choose at most ``size`` of them."""
@@ -116,59 +146,69 @@ class Probe:
             raise ValueError(f"The columns {CLASS!r}… must come last, not as in {', '.join(names)}.")
         self._generator = torch.Generator().manual_seed(self.spec.seed)
         self._noise = self.spec.noise * torch.randn(
-            4 * self.spec.batch + _BELIEVED, self._features, generator=self._generator
+            4 * (self.spec.batch + _ELSEWHERE) + _BELIEVED, self._features, generator=self._generator
         )
         self._weights: list[Tensor] = []
         self._unions: Tensor | None = None
 
     def fit(
         self,
-        values: Tensor,
-        labels: NDArray[np.int64],
+        here: Lesson,
         steps: int | None = None,
         *,
+        elsewhere: Lesson | None = None,
         unlabelled: Tensor | None = None,
-        places: int = 0,
     ) -> None:
         """Fit to labelled voxels, going on from the last fit where the classes are the same.
 
         Parameters
         ----------
-        values : Tensor of shape (n, F)
-        labels : ndarray of shape (n,), integers
-            Any values; each is a class.
+        here : Lesson
+            Of the study that is predicted; may be empty where others teach.
         steps : int, optional
             Default those of the specification.
+        elsewhere : Lesson, optional
+            Of other studies. Scanners and people differ, so a place of theirs weighs less.
         unlabelled : Tensor of shape (m, F), optional
             Voxels of the study that is predicted, on which the network is believed.
-        places : int
-            How many places are labelled, see :attr:`LabelledVoxels.places`.
 
         Raises
         ------
         BrainMVPError
             Fewer than two classes are labelled.
         """
-        classes, numbers = np.unique(labels, return_inverse=True)
+        if elsewhere is None:
+            elsewhere = Lesson(here.values[:0], here.labels[:0])
+        count = len(here.labels)
+        classes, numbers = np.unique(np.concatenate([here.labels, elsewhere.labels]), return_inverse=True)
         if len(classes) < 2:
             raise BrainMVPError(
                 "The probe needs voxels of at least two classes: paint some background as well as some of what you "
                 "are looking for."
             )
+        values = torch.cat([here.values, elsewhere.values])
         target = torch.from_numpy(numbers.astype(np.int64))
         unlabelled = unlabelled if unlabelled is not None and len(unlabelled) else None
         found = tuple(int(c) for c in classes)
         unions = self._match(found, values, target, unlabelled)
         prior = self._prior(values, unions, len(found))
-        values = values[:, : self._features]
+        values = values[:, : self._features].float()
+        worth = here.weight, self.spec.elsewhere * elsewhere.weight
         if found != self.classes or not _same(unions, self._unions):
             self._unions = unions
-            self._start(found, values.float(), target, prior)
+            counts = (count, len(target) - count)
+            each = torch.cat([torch.full((n,), w / max(1, n)) for w, n in zip(worth, counts, strict=True)])
+            self._start(found, values, target, prior, each)
         with torch.inference_mode(), use_threads(1):  # so few voxels are done before a second core has woken up
-            labelled = _Batch(values.float(), prior, F.one_hot(target, len(classes)).float())
-            believed = None if unions is None or unlabelled is None else self._believed(unlabelled)
-            share = self.spec.trust / max(1, places) * self._agreement(prior, target)
-            self._descend(labelled, believed, share, self.spec.steps if steps is None else steps)
+            labelled = _Batch(values, prior, F.one_hot(target, len(classes)).float())
+            parts = [
+                (labelled.part(slice(count)), self.spec.batch, worth[0] / sum(worth)),
+                (labelled.part(slice(count, None)), _ELSEWHERE, worth[1] / sum(worth)),
+            ]
+            if unions is not None and unlabelled is not None:
+                share = self.spec.trust / sum(worth) * self._agreement(prior, target)
+                parts.append((self._believed(unlabelled), _BELIEVED, share))
+            self._descend([part for part in parts if len(part[0].values)], self.spec.steps if steps is None else steps)
 
     def _agreement(self, prior: Tensor, target: Tensor) -> float:
         """Say how well the network tells what is painted from background: 0 by chance or worse, 1 without an error."""
@@ -211,30 +251,34 @@ class Probe:
         made = values[:, self._features :].float().exp() @ unions
         return (made / made.sum(1, keepdim=True) + _DOUBT).log()
 
-    def _start(self, classes: tuple[int, ...], values: Tensor, target: Tensor, prior: Tensor) -> None:
-        """Draw a hidden layer, and solve for the output layer on top of it: a good place to descend from."""
+    def _start(self, classes: tuple[int, ...], values: Tensor, target: Tensor, prior: Tensor, weight: Tensor) -> None:
+        """Draw a hidden layer, and solve for the output layer on top of it: a good place to descend from.
+
+        Each voxel has a weight, and all classes the same in all.
+        """
         self.classes = classes
         self._generator.manual_seed(self.spec.seed)
         first = torch.randn(self._features, self.spec.hidden, generator=self._generator) * (2 / self._features) ** 0.5
         hidden = torch.cat([(values @ first).clamp(min=0), torch.ones(len(values), 1)], 1)
         wanted = 4 * F.one_hot(target, len(classes)).float() - 2 - (prior - prior.mean(1, keepdim=True))
-        weight = 1 / torch.bincount(target).float()[target][:, None]
+        weight = (weight / torch.bincount(target, weight)[target])[:, None]
         gram = hidden.T @ (weight * hidden) + self.spec.ridge * torch.eye(hidden.shape[1])
         solved = torch.linalg.solve(gram, hidden.T @ (weight * wanted))
         self._weights = [first, torch.zeros(self.spec.hidden), solved[:-1].contiguous(), solved[-1].contiguous()]
 
-    def _descend(self, labelled: _Batch, believed: _Batch | None, share: float, steps: int) -> None:
-        """Adam on the cross entropy, gradients by hand: torch's bookkeeping would take longer than the products."""
+    def _descend(self, parts: Sequence[tuple[_Batch, int, float]], steps: int) -> None:
+        """Adam on the cross entropy, gradients by hand: torch's bookkeeping would take longer than the products.
+
+        Of each part so many voxels are drawn a step, which weigh so much in all.
+        """
         spec = self.spec
         first, bias, last, offset = self._weights
         moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in self._weights]
         for step in range(1, steps + 1):
-            x, prior, wanted = labelled.draw(spec.batch, self._generator)
-            weight = torch.full((len(x), 1), 1 / len(x))
-            if believed is not None:
-                more = believed.draw(_BELIEVED, self._generator)
-                x, prior, wanted = (torch.cat(pair) for pair in zip((x, prior, wanted), more, strict=True))
-                weight = torch.cat([weight, torch.full((len(more[0]), 1), share / len(more[0]))])
+            drawn = [part.draw(size, self._generator) for part, size, _ in parts]
+            x, prior, wanted = (torch.cat(column) for column in zip(*drawn, strict=True))
+            shares = [(len(rows[0]), share) for rows, (_, _, share) in zip(drawn, parts, strict=True)]
+            weight = torch.cat([torch.full((size, 1), share / size) for size, share in shares])
             skip = int(torch.randint(len(self._noise) - len(x) + 1, (), generator=self._generator))
             x = x + self._noise[skip : skip + len(x)]  # fresh draws would take longer than the products
             before = torch.addmm(bias, x, first)

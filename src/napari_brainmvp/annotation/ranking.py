@@ -13,7 +13,7 @@ from torch import Tensor
 
 from napari_brainmvp.annotation.features import CLASS, StudyFeatures
 from napari_brainmvp.annotation.prediction import LabelledVoxels, labelled_voxels
-from napari_brainmvp.annotation.probe import Probe
+from napari_brainmvp.annotation.probe import Lesson, Probe
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
@@ -100,12 +100,12 @@ def fit_probe(
     every = dict.fromkeys(name for voxels in (*labelled, *others) for name in voxels.names)
     names = tuple(sorted(every, key=lambda name: name.startswith(CLASS)))  # log probabilities come last
     probe = Probe(names, background)
-    probe.fit(
+    lesson = Lesson(
         torch.cat([v.columns(names) for v in labelled]),
         np.concatenate([v.labels for v in labelled]),
-        unlabelled=torch.cat([v.columns(names)[::20] for v in others]),
-        places=sum(v.places for v in labelled),
+        sum(v.places for v in labelled),
     )
+    probe.fit(lesson, unlabelled=torch.cat([v.columns(names)[::20] for v in others]))
     return probe, names
 
 

@@ -30,8 +30,9 @@ from napari_brainmvp.training.metrics import CaseScores, region_scores
 
 __all__ = ["CropValidation", "card_metrics", "measure", "mix_in", "write_scores"]
 
-_CROPS = 8
-"""Crops of each held-out case that are looked at during training."""
+_CROPS, _KINDS = 8, 8
+"""Crops of each held-out case that are looked at during training, at least; labels that some are cut around, at most:
+with more of them, the rarest."""
 _VOXELS = 4000
 """Voxels of each of them that the temperature is fitted on."""
 _PRICE = 0.1
@@ -210,9 +211,10 @@ def _centred(crops: LabelledCrops, case: Case) -> list[Batch]:
         outside[slice(*case.slices)] = False
         rows[..., outside] = -1
     rng = np.random.default_rng(crops.spec.seed)
-    kinds = [row for row in np.unique(rows) if row > 0] or [0]
+    values, counts = np.unique(rows, return_counts=True)
+    kinds = [int(row) for row in values[np.argsort(counts, kind="stable")] if row > 0][:_KINDS] or [0]
     found = []
-    for k in range(_CROPS):
+    for k in range(max(_CROPS, 2 * len(kinds))):
         places = np.flatnonzero(rows == kinds[k // 2 % len(kinds)])
         if len(places) == 0:
             continue
