@@ -102,7 +102,7 @@ def arms(arguments: argparse.Namespace) -> Iterator[Arm]:
     for seed in range(arguments.seeds):
         for count in arguments.cases:
             for mixing in (False, True) if arguments.mixing else (False,):
-                for init in (*arguments.init, *[SCRATCH] * bool(arguments.steps)):
+                for init in (*arguments.init, SCRATCH):
                     yield Arm(arguments.task, data, count, seed, init, mixing, arguments.steps)
 
 
