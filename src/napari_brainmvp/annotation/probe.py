@@ -65,7 +65,8 @@ class ProbeSpec:
         How many labelled places (cubes of 8 mm) weigh as much as what the network says of all that is not labelled; 0
         to go by the labels alone.
     elsewhere : float
-        What a labelled place of another study weighs, where one of the study that is predicted weighs 1.
+        What all labelled places of other studies weigh together, at most, where one of the study that is predicted
+        weighs 1: people and scanners differ, however many there are.
     seed : int
         Same strokes, same seed, same machine: same prediction.
     """
@@ -79,7 +80,7 @@ class ProbeSpec:
     weight_decay: float = 0.3
     ridge: float = 0.1
     trust: float = 1.5
-    elsewhere: float = 0.1
+    elsewhere: float = 4.0
     seed: int = 0
 
 
@@ -168,7 +169,7 @@ class Probe:
         steps : int, optional
             Default those of the specification.
         elsewhere : Lesson, optional
-            Of other studies. Scanners and people differ, so a place of theirs weighs less.
+            Of other studies, which weigh less, see :attr:`ProbeSpec.elsewhere`.
         unlabelled : Tensor of shape (m, F), optional
             Voxels of the study that is predicted, on which the network is believed.
 
@@ -193,7 +194,7 @@ class Probe:
         unions = self._match(found, values, target, unlabelled)
         prior = self._prior(values, unions, len(found))
         values = values[:, : self._features].float()
-        worth = here.weight, self.spec.elsewhere * elsewhere.weight
+        worth = here.weight, min(self.spec.elsewhere, elsewhere.weight)
         if found != self.classes or not _same(unions, self._unions):
             self._unions = unions
             counts = (count, len(target) - count)
