@@ -298,13 +298,48 @@ def test_what_is_closed_cannot_be_painted_on(panel, view, viewer, qtbot, tmp_pat
     assert layer in viewer.layers
 
 
-def test_a_value_no_class_has_becomes_a_class(panel, view, qtbot):
-    view.layer.selected_label = 7  # as napari's own key M would
-    view.layer.paint((MIDDLE, 20, 20), 7)
-    view.layer.events.paint(value=[])
-    assert panel.project.classes[-1].value == 7
-    assert panel.classes.value() == 7
-    assert view.layer.selected_label == 7
+def test_values_no_class_has_become_classes_whatever_their_size(panel, view, viewer, qtbot, tmp_path):
+    values = 7, 70000, -70000, -(2**31) + 1
+    for column, value in zip(COLUMNS, values, strict=True):
+        layer = view.layer
+        layer.selected_label = value  # as napari's own key M would
+        layer.paint((MIDDLE, 20, column), value)
+        layer.events.paint(value=[])
+        assert panel.project.classes[-1].value == value
+        assert panel.classes.value() == layer.selected_label == value
+        assert seen(layer, column) == listed(panel)[value]  # without being asked
+    panel.classes.edited.emit((*panel.project.classes[:-1], panel.project.classes[-1].model_copy(update=GREEN)))
+    colors = {value: listed(panel)[value] for value in values}
+    assert colors[values[-1]] == GREEN["color"]
+    assert len(set(colors.values())) == 4
+    assert [seen(view.layer, column) for column in COLUMNS] == list(colors.values())
+    panel.close_project()
+    viewer.layers.clear()
+    panel.open_project(tmp_path / "project")
+    choose_study(panel, "case")
+    assert panel.view is not None, panel.status.text()
+    assert {value: listed(panel)[value] for value in values} == colors
+    assert [seen(panel.view.layer, column) for column in COLUMNS] == list(colors.values())
+    assert panel.view.labels[COLUMNS, 20, MIDDLE].tolist() == list(values)
+    prediction = viewer.layers["Prediction"].colormap.map(np.array([0, 1, *values]))
+    assert prediction[:, 3].tolist() == [0, 0, 1, 1, 1, 1]  # one sees through the background
+
+
+COLUMNS = [10, 15, 20, 25]
+GREEN = {"color": "#11aa33"}
+
+
+def listed(panel) -> dict[int, str]:
+    """The colours in the table, by the values in it."""
+    table = panel.classes.table
+    cells = ((table.item(row, 1).text(), table.item(row, 0).icon()) for row in range(table.rowCount()))
+    return {int(text): icon.pixmap(12).toImage().pixelColor(6, 6).name() for text, icon in cells}
+
+
+def seen(layer, column: int) -> str:
+    """The colour of a voxel of the layer."""
+    rgb = layer.colormap.map(np.asarray(layer.data[MIDDLE]))[20, column, :3]
+    return "#" + "".join(f"{round(255 * float(v)):02x}" for v in rgb)
 
 
 def test_regions_said_in_the_panel_are_the_project_s(panel, qtbot, tmp_path):

@@ -190,6 +190,8 @@ class AnnotatePanel(QWidget):
         assert self.project is not None
         self.project.know_values([value])
         self._refresh()
+        if self.view is not None:
+            self.view.recolor()
         self.classes.choose(next(k for k, c in enumerate(self.project.classes) if c.value == value))
 
     def _edit_classes(self, classes: tuple[LabelClass, ...]) -> None:

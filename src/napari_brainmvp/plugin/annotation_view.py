@@ -13,7 +13,7 @@ from napari_brainmvp.annotation.history import label_dtype
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.plugin.layers import Frame
 from napari_brainmvp.plugin.live_probe import LiveProbe, Plane
-from napari_brainmvp.plugin.painted import PaintedLayer, add_label_layer, class_colors, native
+from napari_brainmvp.plugin.painted import PaintedLayer, add_label_layer, class_colormap, native
 from napari_brainmvp.plugin.shown_prediction import ShownPrediction
 from napari_brainmvp.plugin.visible_slice import go_to, needed_plane, pixel_under_cursor, visible_plane
 from napari_brainmvp.progress import Progress
@@ -254,7 +254,7 @@ class AnnotationView(QObject):
 
     def recolor(self) -> None:
         """Show the classes' colours as they are now."""
-        self.layer.colormap = class_colors(self._project.classes)
+        self.layer.colormap = class_colormap(self._project.classes)
         self._shown.recolor()
 
     @property
