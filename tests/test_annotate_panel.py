@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QEvent, QObject, Qt, QTimer
 from qtpy.QtWidgets import QApplication
 from vispy.app.canvas import MouseEvent
 
@@ -664,6 +664,40 @@ def test_removing_the_layer_keeps_the_strokes(panel, view, viewer, qtbot):
     viewer.layers.remove(view.layer)
     assert panel.view is None
     np.testing.assert_array_equal(panel.project.labels("case").labels, saved)
+
+
+class Cancel(QObject):
+    """What napari does with the close event of a window whose user says no."""
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        if event.type() == QEvent.Type.Close:
+            event.ignore()
+        return event.type() == QEvent.Type.Close
+
+
+def test_only_a_window_that_really_closes_lets_go(panel, viewer, qtbot, tmp_path):
+    window, cancel, lock = viewer.window._qt_window, Cancel(), tmp_path / "project" / "lock.json"
+    window.installEventFilter(cancel)
+    dock = viewer.window.add_dock_widget(panel.keep, name="BrainMVP")
+    begin(panel, qtbot)
+    assert not window.close()
+    dock.setFloating(True)
+    dock.close()  # napari's menu shows it again
+    window.removeEventFilter(cancel)
+    assert panel.keep.jobs._timer.isActive()
+    assert lock.exists()
+    stroke(panel, qtbot, 2)
+    assert panel.project.labels("case").stroke == 1
+    qtbot.waitUntil(lambda: "two classes" in panel.status.text(), timeout=60_000)  # the probe is listening
+    native(panel.view.layer)[20, 20, MIDDLE + 3] = 1  # a stroke that is still being drawn
+    project = panel.project
+    assert window.close()
+    assert panel.project is panel.view is None
+    assert not panel.keep.jobs._timer.isActive()
+    assert not lock.exists()
+    assert project.labels("case").labels[20, 20, MIDDLE + 3] == 1
+    viewer.window.remove_dock_widget(panel.keep)  # which outlives the window here
+    viewer.close()
 
 
 def test_a_project_on_a_full_disk_is_let_go(panel, qtbot, tmp_path):
