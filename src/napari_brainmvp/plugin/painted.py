@@ -28,9 +28,7 @@ _FEWEST, _MOST = 254, 2**16 - 2
 """Colours that repeat, of which napari makes textures of one byte, or two, a pixel."""
 
 
-def class_colormap(
-    classes: Sequence[LabelClass], unseen: Collection[int] = ()
-) -> dict[int | None, str] | CyclicLabelColormap:
+def class_colormap(classes: Sequence[LabelClass], unseen: Collection[int] = ()) -> dict[Any, str] | CyclicLabelColormap:
     """Return the classes' colours as a Labels layer takes them; other values stay visible, in grey.
 
     napari looks colours up in a table as long as the largest value, and refuses large ones. For classes that have

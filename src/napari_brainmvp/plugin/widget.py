@@ -116,7 +116,7 @@ class BrainMVPWidget(QWidget):
             return False
         if event.type() == QEvent.Type.Close:
             self._asked = watched if watched.testAttribute(Qt.WidgetAttribute.WA_DeleteOnClose) else None
-        elif event.type() == QEvent.Type.Hide and watched is self._asked and watched.isHidden():
+        elif event.type() == QEvent.Type.Hide and watched.isHidden() and watched is self._asked:
             self._asked = None
             for panel in self._panels:
                 panel.abandon()
