@@ -141,21 +141,23 @@ def test_the_window_waits_for_the_visible_slice(panel, view, viewer, qtbot, monk
     assert prediction[spot] == 2  # without a turn of the event loop
 
 
+def middle(viewer) -> np.ndarray:
+    return np.array(viewer.window._qt_viewer.canvas._scene_canvas.size) // 2
+
+
+def drag(viewer, start: np.ndarray, way: int = 0) -> None:
+    """Press the mouse on the canvas, move it and let it go."""
+    canvas = viewer.window._qt_viewer.canvas
+    for kind, steps in (("mouse_press", [0]), ("mouse_move", range(4, way + 1, 4)), ("mouse_release", [way])):
+        for step in steps:
+            event = MouseEvent(type=kind, pos=tuple(np.round(start + step).astype(int)), button=1, buttons=[1])
+            getattr(canvas, f"_on_{kind}")(event) if hasattr(canvas, f"_on_{kind}") else None
+            getattr(canvas._scene_canvas.events, kind)(event)
+
+
 def test_the_mouse_paints_on_the_canvas(panel, view, viewer, qtbot):
     panel.classes.choose(1)
-    canvas = viewer.window._qt_viewer.canvas
-    middle = np.array(canvas._scene_canvas.size) // 2
-
-    def send(kind: str, offset: float) -> None:
-        options = {"pos": tuple(middle + offset), "button": 1, "buttons": [1]}
-        event = MouseEvent(type=kind, **options)
-        getattr(canvas, f"_on_{kind}")(event) if hasattr(canvas, f"_on_{kind}") else None
-        getattr(canvas._scene_canvas.events, kind)(event)
-
-    send("mouse_press", 0)
-    for step in range(1, 8):
-        send("mouse_move", 4 * step)
-    send("mouse_release", 28)
+    drag(viewer, middle(viewer), 28)
     qtbot.waitUntil(lambda: (panel.project.labels("case").labels == 2).any(), timeout=5_000)
 
 
@@ -188,7 +190,7 @@ def test_keys_are_heard_in_the_window(panel, view, viewer, qtbot):
 def test_tools_do_what_they_say(panel, view, qtbot):
     both(panel, qtbot)
     listed = {button.shortcut().toString() for button in panel.tools.values()}
-    assert {"Alt+N", "Alt+T", "Alt+G", "Alt+I", "Alt+Z"} <= listed
+    assert {"Alt+N", "Alt+G", "Alt+I", "Alt+Z"} <= listed
     layer = view.layer
     before = int((layer.data == 2).sum())
     panel.classes.choose(1)
@@ -211,6 +213,63 @@ def test_tools_do_what_they_say(panel, view, qtbot):
     panel.tools["interpolate"].click()
     assert "voxels labelled" in panel.status.text()
     np.testing.assert_array_equal(panel.project.labels("case").labels, native(layer))
+
+
+def test_the_button_takes_over_the_part_that_is_clicked_on(panel, view, viewer, qtbot):
+    both(panel, qtbot)
+    viewer.window.add_dock_widget(panel.keep, name="BrainMVP")
+    window, layer, button = viewer.window._qt_window, view.layer, panel.tools["point"]
+    window.activateWindow()
+    qtbot.waitUntil(window.isActiveWindow, timeout=10_000)
+    layer.mode = "fill"
+    before = native(layer).copy()
+    predicted = native(viewer.layers["Prediction"])[..., MIDDLE].copy()
+    i, j = next((i, j) for i, j in np.argwhere((before[..., MIDDLE] == 0) & (predicted == 2)) if (j > 26))
+    viewer.cursor.position = (-1e3, -1e3, -1e3)  # where the mouse left the canvas
+    for end in (lambda: qtbot.keyClick(window, Qt.Key.Key_Escape), lambda: press(qtbot, button)):
+        press(qtbot, button)
+        assert "Click on the predicted part" in panel.status.text()
+        assert button.isChecked()
+        end()
+        assert not button.isChecked()
+        assert layer.mode == "fill"
+    press(qtbot, button)
+    drag(viewer, middle(viewer), 40)  # moves the image
+    np.testing.assert_array_equal(native(layer), before)
+    world = layer.data_to_world((MIDDLE, j, i))
+    drag(viewer, middle(viewer) + (np.array(world) - viewer.camera.center)[:0:-1] * viewer.camera.zoom)
+    new = native(layer) != before
+    assert new[i, j, MIDDLE]
+    assert "voxels labelled" in panel.status.text()
+    assert (native(layer)[..., MIDDLE] == predicted)[new[..., MIDDLE]].all()
+    assert (layer.mode, button.isChecked()) == ("fill", False)
+    np.testing.assert_array_equal(panel.project.labels("case").labels, native(layer))
+
+
+def press(qtbot, button) -> None:
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+def test_the_table_and_the_layer_agree_on_what_is_painted(panel, view, viewer, qtbot, tmp_path):
+    layer = view.layer
+    panel.classes.choose(1)
+    layer.mode = "erase"
+    viewer.add_points(np.zeros((1, 3)))
+    viewer.layers[0].name = "renamed"
+    panel.classes.add.click()
+    assert (layer.mode, layer.selected_label, panel.classes.value()) == ("erase", 2, 2)
+    for value, shown in ((1, 1), (9, 0), (3, 3)):  # as napari's picker does; 9 is no class
+        layer.selected_label = value
+        viewer.layers[0].name = f"renamed {value}"
+        assert (panel.classes.value(), layer.selected_label) == (shown, value)
+        assert len({item.row() for item in panel.classes.table.selectedItems()}) == bool(shown)
+        assert panel.classes.recolor.isEnabled() == bool(shown)
+    panel.close_project()
+    layer.selected_label = 2
+    assert panel.classes.value() == 3
+    panel.open_project(tmp_path / "project")
+    choose_study(panel, "case")
+    assert panel.view.layer.selected_label == panel.classes.value() == 3
 
 
 @pytest.mark.parametrize("change", ["translate", "scale", "shape"])
@@ -531,7 +590,7 @@ def test_the_better_model_takes_over_until_the_next_stroke(panel, known, viewer,
     here = known.labels[..., MIDDLE]
     i, j = next((i, j) for i, j in np.argwhere((before == 0) & (here > 1)))
     viewer.cursor.position = layer.data_to_world((MIDDLE, j, i))
-    panel.tools["take_over_part"].click()
+    panel.toolbox.here.activated.emit()
     taken = native(layer)[..., MIDDLE]
     assert taken[i, j] == here[i, j]
     new = (taken != before) & (before == 0)
