@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QEvent, QObject, Qt, QTimer
 from qtpy.QtWidgets import QApplication
 from vispy.app.canvas import MouseEvent
 
@@ -141,21 +141,23 @@ def test_the_window_waits_for_the_visible_slice(panel, view, viewer, qtbot, monk
     assert prediction[spot] == 2  # without a turn of the event loop
 
 
+def middle(viewer) -> np.ndarray:
+    return np.array(viewer.window._qt_viewer.canvas._scene_canvas.size) // 2
+
+
+def drag(viewer, start: np.ndarray, way: int = 0) -> None:
+    """Press the mouse on the canvas, move it and let it go."""
+    canvas = viewer.window._qt_viewer.canvas
+    for kind, steps in (("mouse_press", [0]), ("mouse_move", range(4, way + 1, 4)), ("mouse_release", [way])):
+        for step in steps:
+            event = MouseEvent(type=kind, pos=tuple(np.round(start + step).astype(int)), button=1, buttons=[1])
+            getattr(canvas, f"_on_{kind}")(event) if hasattr(canvas, f"_on_{kind}") else None
+            getattr(canvas._scene_canvas.events, kind)(event)
+
+
 def test_the_mouse_paints_on_the_canvas(panel, view, viewer, qtbot):
     panel.classes.choose(1)
-    canvas = viewer.window._qt_viewer.canvas
-    middle = np.array(canvas._scene_canvas.size) // 2
-
-    def send(kind: str, offset: float) -> None:
-        options = {"pos": tuple(middle + offset), "button": 1, "buttons": [1]}
-        event = MouseEvent(type=kind, **options)
-        getattr(canvas, f"_on_{kind}")(event) if hasattr(canvas, f"_on_{kind}") else None
-        getattr(canvas._scene_canvas.events, kind)(event)
-
-    send("mouse_press", 0)
-    for step in range(1, 8):
-        send("mouse_move", 4 * step)
-    send("mouse_release", 28)
+    drag(viewer, middle(viewer), 28)
     qtbot.waitUntil(lambda: (panel.project.labels("case").labels == 2).any(), timeout=5_000)
 
 
@@ -188,7 +190,7 @@ def test_keys_are_heard_in_the_window(panel, view, viewer, qtbot):
 def test_tools_do_what_they_say(panel, view, qtbot):
     both(panel, qtbot)
     listed = {button.shortcut().toString() for button in panel.tools.values()}
-    assert {"Alt+N", "Alt+T", "Alt+G", "Alt+I", "Alt+Z"} <= listed
+    assert {"Alt+N", "Alt+G", "Alt+I", "Alt+Z"} <= listed
     layer = view.layer
     before = int((layer.data == 2).sum())
     panel.classes.choose(1)
@@ -211,6 +213,63 @@ def test_tools_do_what_they_say(panel, view, qtbot):
     panel.tools["interpolate"].click()
     assert "voxels labelled" in panel.status.text()
     np.testing.assert_array_equal(panel.project.labels("case").labels, native(layer))
+
+
+def test_the_button_takes_over_the_part_that_is_clicked_on(panel, view, viewer, qtbot):
+    both(panel, qtbot)
+    viewer.window.add_dock_widget(panel.keep, name="BrainMVP")
+    window, layer, button = viewer.window._qt_window, view.layer, panel.tools["point"]
+    window.activateWindow()
+    qtbot.waitUntil(window.isActiveWindow, timeout=10_000)
+    layer.mode = "fill"
+    before = native(layer).copy()
+    predicted = native(viewer.layers["Prediction"])[..., MIDDLE].copy()
+    i, j = next((i, j) for i, j in np.argwhere((before[..., MIDDLE] == 0) & (predicted == 2)) if (j > 26))
+    viewer.cursor.position = (-1e3, -1e3, -1e3)  # where the mouse left the canvas
+    for end in (lambda: qtbot.keyClick(window, Qt.Key.Key_Escape), lambda: press(qtbot, button)):
+        press(qtbot, button)
+        assert "Click on the predicted part" in panel.status.text()
+        assert button.isChecked()
+        end()
+        assert not button.isChecked()
+        assert layer.mode == "fill"
+    press(qtbot, button)
+    drag(viewer, middle(viewer), 40)  # moves the image
+    np.testing.assert_array_equal(native(layer), before)
+    world = layer.data_to_world((MIDDLE, j, i))
+    drag(viewer, middle(viewer) + (np.array(world) - viewer.camera.center)[:0:-1] * viewer.camera.zoom)
+    new = native(layer) != before
+    assert new[i, j, MIDDLE]
+    assert "voxels labelled" in panel.status.text()
+    assert (native(layer)[..., MIDDLE] == predicted)[new[..., MIDDLE]].all()
+    assert (layer.mode, button.isChecked()) == ("fill", False)
+    np.testing.assert_array_equal(panel.project.labels("case").labels, native(layer))
+
+
+def press(qtbot, button) -> None:
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+def test_the_table_and_the_layer_agree_on_what_is_painted(panel, view, viewer, qtbot, tmp_path):
+    layer = view.layer
+    panel.classes.choose(1)
+    layer.mode = "erase"
+    viewer.add_points(np.zeros((1, 3)))
+    viewer.layers[0].name = "renamed"
+    panel.classes.add.click()
+    assert (layer.mode, layer.selected_label, panel.classes.value()) == ("erase", 2, 2)
+    for value, shown in ((1, 1), (9, 0), (3, 3)):  # as napari's picker does; 9 is no class
+        layer.selected_label = value
+        viewer.layers[0].name = f"renamed {value}"
+        assert (panel.classes.value(), layer.selected_label) == (shown, value)
+        assert len({item.row() for item in panel.classes.table.selectedItems()}) == bool(shown)
+        assert panel.classes.recolor.isEnabled() == bool(shown)
+    panel.close_project()
+    layer.selected_label = 2
+    assert panel.classes.value() == 3
+    panel.open_project(tmp_path / "project")
+    choose_study(panel, "case")
+    assert panel.view.layer.selected_label == panel.classes.value() == 3
 
 
 @pytest.mark.parametrize("change", ["translate", "scale", "shape"])
@@ -298,13 +357,48 @@ def test_what_is_closed_cannot_be_painted_on(panel, view, viewer, qtbot, tmp_pat
     assert layer in viewer.layers
 
 
-def test_a_value_no_class_has_becomes_a_class(panel, view, qtbot):
-    view.layer.selected_label = 7  # as napari's own key M would
-    view.layer.paint((MIDDLE, 20, 20), 7)
-    view.layer.events.paint(value=[])
-    assert panel.project.classes[-1].value == 7
-    assert panel.classes.value() == 7
-    assert view.layer.selected_label == 7
+def test_values_no_class_has_become_classes_whatever_their_size(panel, view, viewer, qtbot, tmp_path):
+    values = 7, 70000, -70000, -(2**31) + 1
+    for column, value in zip(COLUMNS, values, strict=True):
+        layer = view.layer
+        layer.selected_label = value  # as napari's own key M would
+        layer.paint((MIDDLE, 20, column), value)
+        layer.events.paint(value=[])
+        assert panel.project.classes[-1].value == value
+        assert panel.classes.value() == layer.selected_label == value
+        assert seen(layer, column) == listed(panel)[value]  # without being asked
+    panel.classes.edited.emit((*panel.project.classes[:-1], panel.project.classes[-1].model_copy(update=GREEN)))
+    colors = {value: listed(panel)[value] for value in values}
+    assert colors[values[-1]] == GREEN["color"]
+    assert len(set(colors.values())) == 4
+    assert [seen(view.layer, column) for column in COLUMNS] == list(colors.values())
+    panel.close_project()
+    viewer.layers.clear()
+    panel.open_project(tmp_path / "project")
+    choose_study(panel, "case")
+    assert panel.view is not None, panel.status.text()
+    assert {value: listed(panel)[value] for value in values} == colors
+    assert [seen(panel.view.layer, column) for column in COLUMNS] == list(colors.values())
+    assert panel.view.labels[COLUMNS, 20, MIDDLE].tolist() == list(values)
+    prediction = viewer.layers["Prediction"].colormap.map(np.array([0, 1, *values]))
+    assert prediction[:, 3].tolist() == [0, 0, 1, 1, 1, 1]  # one sees through the background
+
+
+COLUMNS = [10, 15, 20, 25]
+GREEN = {"color": "#11aa33"}
+
+
+def listed(panel) -> dict[int, str]:
+    """The colours in the table, by the values in it."""
+    table = panel.classes.table
+    cells = ((table.item(row, 1).text(), table.item(row, 0).icon()) for row in range(table.rowCount()))
+    return {int(text): icon.pixmap(12).toImage().pixelColor(6, 6).name() for text, icon in cells}
+
+
+def seen(layer, column: int) -> str:
+    """The colour of a voxel of the layer."""
+    rgb = layer.colormap.map(np.asarray(layer.data[MIDDLE]))[20, column, :3]
+    return "#" + "".join(f"{round(255 * float(v)):02x}" for v in rgb)
 
 
 def test_regions_said_in_the_panel_are_the_project_s(panel, qtbot, tmp_path):
@@ -496,7 +590,7 @@ def test_the_better_model_takes_over_until_the_next_stroke(panel, known, viewer,
     here = known.labels[..., MIDDLE]
     i, j = next((i, j) for i, j in np.argwhere((before == 0) & (here > 1)))
     viewer.cursor.position = layer.data_to_world((MIDDLE, j, i))
-    panel.tools["take_over_part"].click()
+    panel.toolbox.here.activated.emit()
     taken = native(layer)[..., MIDDLE]
     assert taken[i, j] == here[i, j]
     new = (taken != before) & (before == 0)
@@ -629,6 +723,40 @@ def test_removing_the_layer_keeps_the_strokes(panel, view, viewer, qtbot):
     viewer.layers.remove(view.layer)
     assert panel.view is None
     np.testing.assert_array_equal(panel.project.labels("case").labels, saved)
+
+
+class Cancel(QObject):
+    """What napari does with the close event of a window whose user says no."""
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        if event.type() == QEvent.Type.Close:
+            event.ignore()
+        return event.type() == QEvent.Type.Close
+
+
+def test_only_a_window_that_really_closes_lets_go(panel, viewer, qtbot, tmp_path):
+    window, cancel, lock = viewer.window._qt_window, Cancel(), tmp_path / "project" / "lock.json"
+    window.installEventFilter(cancel)
+    dock = viewer.window.add_dock_widget(panel.keep, name="BrainMVP")
+    begin(panel, qtbot)
+    assert not window.close()
+    dock.setFloating(True)
+    dock.close()  # napari's menu shows it again
+    window.removeEventFilter(cancel)
+    assert panel.keep.jobs._timer.isActive()
+    assert lock.exists()
+    stroke(panel, qtbot, 2)
+    assert panel.project.labels("case").stroke == 1
+    qtbot.waitUntil(lambda: "two classes" in panel.status.text(), timeout=60_000)  # the probe is listening
+    native(panel.view.layer)[20, 20, MIDDLE + 3] = 1  # a stroke that is still being drawn
+    project = panel.project
+    assert window.close()
+    assert panel.project is panel.view is None
+    assert not panel.keep.jobs._timer.isActive()
+    assert not lock.exists()
+    assert project.labels("case").labels[20, 20, MIDDLE + 3] == 1
+    viewer.window.remove_dock_widget(panel.keep)  # which outlives the window here
+    viewer.close()
 
 
 def test_a_project_on_a_full_disk_is_let_go(panel, qtbot, tmp_path):

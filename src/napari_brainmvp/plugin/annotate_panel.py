@@ -158,7 +158,11 @@ class AnnotatePanel(QWidget):
         view.closed.connect(self._layer_gone)
         view.changed.connect(self._refresh_tools)
         view.unknown.connect(lambda value: self._try(lambda: self._know(value)))
+        view.picked.connect(self.classes.show_value)
+        view.pointer.waiting.connect(self.toolbox.show_waiting)
+        view.pointer.clicked.connect(lambda position: self._tell("take_over_part", position))
         self._refresh()
+        self.classes.choose(max(0, self.classes.table.currentRow()))
         view.learn_from_all(self.everything.isChecked())
         view.set_live(self.live.isChecked())
         view.show_uncertainty(self.uncertainty.isChecked())
@@ -190,6 +194,8 @@ class AnnotatePanel(QWidget):
         assert self.project is not None
         self.project.know_values([value])
         self._refresh()
+        if self.view is not None:
+            self.view.recolor()
         self.classes.choose(next(k for k, c in enumerate(self.project.classes) if c.value == value))
 
     def _edit_classes(self, classes: tuple[LabelClass, ...]) -> None:

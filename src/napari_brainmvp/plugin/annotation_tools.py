@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QCheckBox, QGridLayout, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import QCheckBox, QGridLayout, QPushButton, QShortcut, QVBoxLayout, QWidget
 from superqt import QCollapsible
 
 from napari_brainmvp.plugin.style import quiet
@@ -14,7 +15,7 @@ __all__ = ["AnnotationTools", "key_list"]
 
 _TOOLS = (
     ("Next slice", "Alt+N", "next_slice", "Go to the slice on which the prediction is least certain."),
-    ("Take over here", "Alt+T", "take_over_part", "Label the predicted part under the cursor as it is predicted."),
+    ("Take over here", "Alt+T", "point", "Label the predicted part clicked on next; the key: that under the cursor."),
     ("Take over slice", "Alt+Shift+T", "take_over_slice", "Label all of this slice as it is predicted."),
     ("Grow", "Alt+G", "grow", "Let the class grow from its strokes on this slice, as far as it is predicted."),
     ("Interpolate", "Alt+I", "interpolate", "Fill the class between the slices on which it is painted."),
@@ -47,6 +48,11 @@ class AnnotationTools(QWidget):
         )
         self.buttons: dict[str, QPushButton] = {}
         self.live.setChecked(True)
+        self.here = QShortcut(self)  # no shortcut of the button: the mouse leaves the part on the way to that
+        self.here.activated.connect(lambda: self.used.emit("take_over_part"))
+        self._escape = QShortcut(QKeySequence("Escape"), self)
+        self._escape.activated.connect(lambda: self.used.emit("stop_pointing"))
+        self._escape.setEnabled(False)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         for box, (key, _, tip) in zip(self.switches, _SWITCHES, strict=True):
@@ -57,15 +63,27 @@ class AnnotationTools(QWidget):
         for k, (text, key, name, tip) in enumerate(_TOOLS):
             self.buttons[name] = button = QPushButton(text)
             button.setToolTip(f"{tip} ({key})")
-            button.setShortcut(key)
+            if name == "point":
+                self.here.setKey(QKeySequence(key))
+            else:
+                button.setShortcut(key)
             button.clicked.connect(lambda _=False, name=name: self.used.emit(name))
             grid.addWidget(button, k // 2, k % 2)
         layout.addLayout(grid)
+        self._point = self.buttons["point"]
+        self._point.setCheckable(True)
+        self._point.clicked.connect(lambda: self._point.setChecked(self._escape.isEnabled()))  # not before one waits
+
+    def show_waiting(self, on: bool) -> None:
+        """Show whether a click on the canvas is waited for; Escape ends that."""
+        self._point.setChecked(on)
+        self._escape.setEnabled(on)
 
     def allow(self, can: Callable[[str], bool]) -> None:
         """Enable the tools that can be used now."""
         for name, button in self.buttons.items():
             button.setEnabled(can(name))
+        self.here.setEnabled(can("point"))
 
 
 def key_list() -> QCollapsible:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import Signal
 
-from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
 from napari_brainmvp.annotation.content import StudyReference
 from napari_brainmvp.annotation.history import label_dtype
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.plugin.layers import Frame
-from napari_brainmvp.plugin.live_probe import LiveProbe, Plane
-from napari_brainmvp.plugin.painted import PaintedLayer, add_label_layer, class_colors, native
+from napari_brainmvp.plugin.live_probe import LiveProbe
+from napari_brainmvp.plugin.painted import PaintedLayer, add_label_layer, class_colormap, native
+from napari_brainmvp.plugin.pointing import NextClick
 from napari_brainmvp.plugin.shown_prediction import ShownPrediction
-from napari_brainmvp.plugin.visible_slice import go_to, needed_plane, pixel_under_cursor, visible_plane
+from napari_brainmvp.plugin.slice_tools import SliceTools
+from napari_brainmvp.plugin.visible_slice import visible_plane
 from napari_brainmvp.progress import Progress
 from napari_brainmvp.study import Study
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["AnnotationView"]
 
-_WRITES = ("take_over_part", "take_over_slice", "grow", "interpolate", "undo", "redo")
-_PREDICTS = ("next_slice", "take_over_part", "take_over_slice", "grow")
+_WRITES = ("point", "take_over_slice", "grow", "interpolate", "undo", "redo")
+_PREDICTS = ("next_slice", "point", "take_over_slice", "grow")
 
 
-class AnnotationView(QObject):
+class AnnotationView(SliceTools):
     """The layers *Annotation*, *Prediction* and *Uncertainty* of a study.
 
     Parameters
@@ -50,12 +50,13 @@ class AnnotationView(QObject):
         The study is shown interpolated.
     """
 
-    said = Signal(str)
     refused = Signal(str)
     progressed = Signal(object)
     changed = Signal()
     unknown = Signal(int)
     """A label value was painted that no class has."""
+    picked = Signal(int)
+    """Emits the label value that is painted from now on, whoever chose it."""
     closed = Signal()
 
     def __init__(
@@ -77,11 +78,13 @@ class AnnotationView(QObject):
         self.layer.editable = not project.read_only
         self._painted = PaintedLayer(self.layer, history) if not project.read_only else None
         self._taking = False
+        self.pointer = NextClick(viewer, self.layer)
         self.probe = LiveProbe(study, project.background.value, self._shown.labels, self._shown.uncertainty)
         self._connect()
 
     def _connect(self) -> None:
         probe = self.probe
+        self.pointer.waiting.connect(self._waits)
         probe.prepared.connect(self._features_ready)
         probe.progressed.connect(self.progressed)
         probe.updated.connect(self._show)
@@ -92,6 +95,7 @@ class AnnotationView(QObject):
             self._painted.saved.connect(self._stroke)
             self._painted.failed.connect(self.refused)
         self._viewer.layers.events.removed.connect(self._removed)
+        self.layer.events.selected_label.connect(self._picked)
 
     def start(self) -> None:
         """Select the brush and compute the features."""
@@ -101,11 +105,6 @@ class AnnotationView(QObject):
         self.said.emit("Reading the study…")
         self.probe.prepare()
         self.changed.emit()
-
-    @property
-    def labels(self) -> NDArray[Any]:
-        """What is painted, on the study's own grid (i, j, k): a view of the layer's data."""
-        return native(self.layer)
 
     def can(self, tool: str) -> bool:
         """Tell whether a tool can be used now."""
@@ -201,36 +200,6 @@ class AnnotationView(QObject):
         if whole:
             self.changed.emit()
 
-    def next_slice(self) -> None:
-        """Go to the least certain slice along the axis one looks along."""
-        plane = self._plane()
-        from napari_brainmvp.annotation.prediction import uncertain_slice
-
-        index = uncertain_slice(self._shown.uncertainty, self.labels, plane.axis)
-        go_to(self._viewer, self.layer, Plane(plane.axis, index))
-        self.said.emit(f"Slice {index}: here the prediction is least certain.")
-
-    def take_over_part(self) -> None:
-        """Label the predicted part under the cursor as it is predicted."""
-        plane = self._plane()
-        pixel = pixel_under_cursor(self._viewer, self.layer, plane)
-        self._wrote(take_over(plane.of(self.labels), plane.of(self._shown.labels), pixel))
-
-    def take_over_slice(self) -> None:
-        """Label all of this slice as it is predicted."""
-        plane = self._plane()
-        self._wrote(take_over(plane.of(self.labels), plane.of(self._shown.labels)))
-
-    def grow(self) -> None:
-        """Let the chosen class grow on this slice."""
-        plane, shown = self._plane(), self._shown
-        value = int(self.layer.selected_label)
-        self._wrote(grow(plane.of(self.labels), plane.of(shown.labels), plane.of(shown.uncertainty), value))
-
-    def interpolate(self) -> None:
-        """Fill the chosen class between slices."""
-        self._wrote(interpolate_slices(self.labels, int(self.layer.selected_label), self._plane().axis))
-
     def undo(self) -> None:
         """Take back the last stroke."""
         self._step(back=True)
@@ -254,7 +223,7 @@ class AnnotationView(QObject):
 
     def recolor(self) -> None:
         """Show the classes' colours as they are now."""
-        self.layer.colormap = class_colors(self._project.classes)
+        self.layer.colormap = class_colormap(self._project.classes)
         self._shown.recolor()
 
     @property
@@ -270,12 +239,17 @@ class AnnotationView(QObject):
 
     def close(self, keep: bool = True) -> None:
         """Save and let go of the layers; those that are kept can be looked at, not painted on."""
+        self.pointer.disarm()
         self._viewer.layers.events.removed.disconnect(self._removed)
+        self.layer.events.selected_label.disconnect(self._picked)
         self.probe.abandon()
         if self._painted is not None:
             self._painted.close()
         if keep:
             self.layer.editable = False
+
+    def _picked(self, event: Any = None) -> None:
+        self.picked.emit(int(self.layer.selected_label))
 
     def _removed(self, event: Any) -> None:
         if event.value is self.layer:
@@ -291,6 +265,3 @@ class AnnotationView(QObject):
         self._taking = False
         note = f" Shown is the prediction of {self.model}." if self.model else ""
         self.said.emit(f"{count} voxels labelled.{note}")
-
-    def _plane(self) -> Plane:
-        return needed_plane(self._viewer, self.layer)

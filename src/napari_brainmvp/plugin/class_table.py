@@ -29,7 +29,7 @@ class ClassTable(QWidget):
     """A table with one row per class; names are edited in place."""
 
     chosen = Signal(int)
-    """Emits the label value of the row that was chosen."""
+    """Emits the label value of the row that the user chose, also if it was chosen before."""
     edited = Signal(object)
     """Emits the tuple of classes as the user wants them."""
     united = Signal(object)
@@ -74,8 +74,8 @@ class ClassTable(QWidget):
         self.regions.clicked.connect(self._unite)
 
     def show_classes(self, classes: tuple[LabelClass, ...], regions: Regions, editable: bool) -> None:
-        """Fill the table, and say what regions are learned; the chosen row stays."""
-        row = max(0, self.table.currentRow())
+        """Fill the table, and say what regions are learned; the chosen class stays, without a word."""
+        value = self.value() if self.classes else next((c.value for c in classes), 0)
         self.classes, self._regions = classes, regions
         self.learned.setText(_what_is_learned(classes, regions))
         self.learned.setVisible(bool(regions))
@@ -92,10 +92,9 @@ class ClassTable(QWidget):
             self.table.setRowHeight(index, 26)
         self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 26 * len(classes) + 6)
         self.table.blockSignals(False)
-        for button in (self.add, self.recolor, self.regions):
+        for button in (self.add, self.regions):
             button.setEnabled(editable)
-        if classes:
-            self.choose(min(row, len(classes) - 1))
+        self.show_value(value)
 
     def choose(self, row: int) -> None:
         """Choose a row, as a click does."""
@@ -103,12 +102,25 @@ class ClassTable(QWidget):
             self.table.selectRow(row)
             self._choose()
 
+    def show_value(self, value: int) -> None:
+        """Show that this class is chosen, without a word; no class, if none has this value."""
+        if value != self.value():
+            self.table.blockSignals(True)
+            self.table.clearSelection()
+            self.table.setCurrentCell(next((k for k, c in enumerate(self.classes) if c.value == value), -1), 0)
+            self.table.blockSignals(False)
+        self._allow_recolor()
+
     def value(self) -> int:
         """Return the label value of the chosen class; 0 without any."""
         row = self.table.currentRow()
         return self.classes[row].value if 0 <= row < len(self.classes) else 0
 
+    def _allow_recolor(self) -> None:
+        self.recolor.setEnabled(self.add.isEnabled() and bool(self.value()))
+
     def _choose(self) -> None:
+        self._allow_recolor()
         if self.value():
             self.chosen.emit(self.value())
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+from napari.utils.colormaps import CyclicLabelColormap
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtGui import QColor
 
 from napari_brainmvp.annotation.content import LabelClass
 from napari_brainmvp.annotation.history import LabelHistory
@@ -15,15 +17,41 @@ from napari_brainmvp.errors import BrainMVPError, LockedError, StudyError
 from napari_brainmvp.plugin.layers import KEY, Frame, LayerOrigin, labels_layer, layer_grid, scan_layer
 from napari_brainmvp.study import Grid, LabelMap, Modality, Scan
 
-__all__ = ["PaintedLayer", "add_label_layer", "add_map_layer", "class_colors", "native"]
+__all__ = ["PaintedLayer", "add_label_layer", "add_map_layer", "class_colormap", "native"]
 
 _SAVE_AFTER = 1000
 """Milliseconds: a stroke that is still being drawn is saved this often."""
+_OTHER = "#868d96"
+_TABLE = 2**16
+"""Values that napari's table of colours holds; twice the largest, if one is negative."""
+_FEWEST, _MOST = 254, 2**16 - 2
+"""Colours that repeat, of which napari makes textures of one byte, or two, a pixel."""
 
 
-def class_colors(classes: Sequence[LabelClass]) -> dict[int | None, str]:
-    """Return napari's colours of the classes; other values stay visible, in grey."""
-    return {0: "transparent", **{c.value: c.color for c in classes}, None: "#868d96"}
+def class_colormap(classes: Sequence[LabelClass], unseen: Collection[int] = ()) -> dict[Any, str] | CyclicLabelColormap:
+    """Return the classes' colours as a Labels layer takes them; other values stay visible, in grey.
+
+    napari looks colours up in a table as long as the largest value, and refuses large ones. For classes that have
+    such a value its colours repeat instead, every so many values that no two classes meet. A value without a class
+    may then have a class's colour; what is painted becomes a class at once.
+
+    Parameters
+    ----------
+    classes : sequence of LabelClass
+    unseen : collection of int, optional
+        Values of classes that are seen through.
+    """
+    colors = {c.value: "transparent" if c.value in unseen else c.color for c in classes}
+    largest, negative = max(map(abs, colors), default=0), any(value < 0 for value in colors)
+    if largest * (1 + negative) <= _TABLE:
+        return {0: "transparent", **colors, None: _OTHER}
+    counts = range(max(_FEWEST, len(colors)), _MOST)
+    count = next((n for n in counts if len({(value - 1) % n for value in colors}) == len(colors)), _MOST)
+    table = np.tile(np.float32(QColor(_OTHER).getRgbF()), (count + 1, 1))
+    table[0] = 0
+    for value, color in colors.items():  # napari keeps the first row for unlabelled voxels
+        table[(value - 1) % count + 1] = QColor(color).getRgbF()
+    return CyclicLabelColormap(colors=table)
 
 
 def add_label_layer(
@@ -37,7 +65,7 @@ def add_label_layer(
             "This study is shown turned and interpolated, so one cannot paint on its own voxels: choose the scan that "
             "was opened first as the grid of the result."
         )
-    return viewer.add_labels(values.transpose(origin.order).T, **options, colormap=class_colors(classes))
+    return viewer.add_labels(values.transpose(origin.order).T, **options, colormap=class_colormap(classes))
 
 
 def add_map_layer(viewer: Any, values: NDArray[Any], grid: Grid, frame: Frame, name: str) -> Any:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.plugin.layers import KEY, Frame
-from napari_brainmvp.plugin.painted import add_label_layer, add_map_layer, class_colors
+from napari_brainmvp.plugin.painted import add_label_layer, add_map_layer, class_colormap
 from napari_brainmvp.study import Grid
 
 __all__ = ["ShownPrediction"]
@@ -88,5 +88,4 @@ class ShownPrediction:
 
     def recolor(self) -> None:
         """Use the classes' colours as they are now; the background is seen through, as it covers most of the brain."""
-        background = {self._project.background.value: "transparent"}
-        self._layer.colormap = class_colors(self._project.classes) | background
+        self._layer.colormap = class_colormap(self._project.classes, unseen=(self._project.background.value,))

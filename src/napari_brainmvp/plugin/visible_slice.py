@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from napari_brainmvp.errors import BrainMVPError, StudyError
 from napari_brainmvp.plugin.layers import KEY, LayerOrigin
 from napari_brainmvp.plugin.live_probe import Plane
 
-__all__ = ["go_to", "needed_plane", "pixel_under_cursor", "visible_plane"]
+__all__ = ["go_to", "needed_plane", "pixel_at", "visible_plane"]
 
 
 def visible_plane(viewer: Any, layer: Any) -> Plane | None:
@@ -45,15 +46,15 @@ def go_to(viewer: Any, layer: Any, plane: Plane) -> None:
     viewer.dims.set_point(range(3), layer.data_to_world(point))
 
 
-def pixel_under_cursor(viewer: Any, layer: Any, plane: Plane) -> tuple[int, int]:
-    """Return the pixel of a slice that the mouse points at.
+def pixel_at(layer: Any, plane: Plane, position: Sequence[float]) -> tuple[int, int]:
+    """Return the pixel of a slice at a position of the viewer's world.
 
     Raises
     ------
     StudyError
-        It points beside the study.
+        It lies beside the study.
     """
-    index = [round(float(v)) for v in layer.world_to_data(viewer.cursor.position)]
+    index = [round(float(v)) for v in layer.world_to_data(position)]
     origin: LayerOrigin = layer.metadata[KEY]
     at, shape = np.zeros(3, int), np.zeros(3, int)
     at[list(origin.order)], shape[list(origin.order)] = index[::-1], layer.data.shape[::-1]

@@ -38,6 +38,7 @@ class BrainMVPWidget(QWidget):
         self.classify = ClassifyPanel(napari_viewer, self.study)
         self.train = TrainPanel(napari_viewer)
         self._panels: list[Any] = []
+        self._asked: QWidget | None = None
         self.jobs = JobsStrip()
         self.tabs = QTabWidget()
         style_tabs(self.tabs)
@@ -97,13 +98,26 @@ class BrainMVPWidget(QWidget):
         return QSize(390, super().sizeHint().height())
 
     def showEvent(self, event: QEvent | None) -> None:
-        """Watch the window this widget now lives in."""
+        """Watch the window this widget now lives in, and napari's where that is a dock that floats over it."""
         super().showEvent(event)
-        self.window().installEventFilter(self)
+        window: QWidget | None = self.window()
+        while window is not None:
+            window.installEventFilter(self)
+            parent = window.parentWidget()
+            window = parent.window() if parent is not None else None
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Let go of what runs in this window when it closes."""
-        if event is not None and event.type() == QEvent.Type.Close:
+        """Let go of what runs in this window once it has closed, before Qt deletes it.
+
+        It has when it hides after it was asked to close: who is asked may say no. A floating dock, which is not
+        deleted when it closes, can be shown again.
+        """
+        if event is None or not isinstance(watched, QWidget):
+            return False
+        if event.type() == QEvent.Type.Close:
+            self._asked = watched if watched.testAttribute(Qt.WidgetAttribute.WA_DeleteOnClose) else None
+        elif event.type() == QEvent.Type.Hide and watched.isHidden() and watched is self._asked:
+            self._asked = None
             for panel in self._panels:
                 panel.abandon()
         return False
