@@ -168,10 +168,12 @@ def sort_files(paths: Iterable[Path], named: Mapping[Modality, Path], name: str)
     labels: list[Path] = []
     unknown: list[Path] = []
     paths = list(paths)
+    # Where names say it without the study's name, that name says nothing for the others either.
+    whole = not any(guess_modality(path, whole=False) for path in paths if not is_label_name(path))
     for path in paths:
         if path.resolve() in said:
             continue
-        guess = guess_modality(path)
+        guess = guess_modality(path, whole=whole)
         if is_label_name(path):
             labels.append(path)
             continue
