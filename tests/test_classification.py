@@ -512,6 +512,26 @@ def test_classify_and_evaluate_from_the_command_line(classifier, data, tmp_path)
     assert {line["case"] for line in lines} == {f"sub-{k:02d}" for k in range(9)}
 
 
+def test_the_same_participants_of_two_datasets_are_different_cases(classifier, tmp_path, capsys):
+    from napari_brainmvp.cli.evaluating import evaluate
+
+    sources = [tmp_path / "one", tmp_path / "two"]
+    for source, truth in zip(sources, (("patient", "control"), ("control", "patient")), strict=True):
+        for seed, name in enumerate(truth):
+            write_subject(source / f"sub-{seed}", seed, bright=name == "patient")
+        rows = [f"sub-{seed}\t{name}" for seed, name in enumerate(truth)]
+        (source / "participants.tsv").write_text("\n".join(("participant_id\tgroup", *rows)))
+    write_subject(sources[1] / "sub-2", 2, bright=True)  # of whom only this source says nothing
+    table = tmp_path / "scores.csv"
+    evaluate(model=[classifier], data=[*sources, sources[0]], out=table, device="cpu")
+    assert "sub-2 has no class" in " ".join(capsys.readouterr().out.split())
+    with table.open() as file:
+        truths = {line["case"]: line["truth"] for line in csv.DictReader(file)}
+    assert truths == {
+        "one/sub-0": "patient", "one/sub-1": "control", "two/sub-0": "control", "two/sub-1": "patient",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("command", "word"),
     [
