@@ -817,7 +817,8 @@ def test_replaced_scans_are_noticed(project, tmp_path):
 def test_participants_go_out_and_come_back(project, tmp_path):
     for name in ("sub-01", "case-2", "case-3"):
         project.add_study(lesion_study(name=name))
-    project.set_groups({"sub-01": "HGG", "case-2": "LGG"})
+    project.set_groups({"sub-01": "HGG", "case-2": "LGG", "case-3": "n/a"})
+    assert project.study("case-3").group == ""
     path = export_participants(project, tmp_path / "participants.tsv")
     assert path.read_text().splitlines() == ["participant_id\tgroup", "sub-01\tHGG", "sub-case2\tLGG", "sub-case3\tn/a"]
     project.set_groups({"sub-01": "", "case-2": ""})

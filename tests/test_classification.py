@@ -146,6 +146,8 @@ def test_tables_that_do(tmp_path):
         None,
     ]
     assert class_of("x_2", classes) is None
+    path.write_text("participant_id\tlesion\n1\tnone\n2\tNA\n3\tnan\n4\tN/A\n5\t \n")
+    assert read_participants(path) == {"1": "none", "2": "NA", "3": "nan"}
     with pytest.raises(FileError):
         read_participants(tmp_path / "nothing.tsv")
     path.write_bytes(b"\xff\xfe\x00participant_id")

@@ -25,6 +25,7 @@ from napari_brainmvp.annotation.lock import ProjectLock
 from napari_brainmvp.annotation.regions import Regions, check_regions
 from napari_brainmvp.errors import FileError, LockedError, StudyError
 from napari_brainmvp.io import read_scan, read_study, write_image, write_text_atomic
+from napari_brainmvp.io.participants import is_missing
 from napari_brainmvp.study import Study
 
 __all__ = ["AnnotationProject"]
@@ -266,7 +267,7 @@ class AnnotationProject:
             self.set_classes((*self.classes, *added))
 
     def set_groups(self, groups: Mapping[str, str]) -> None:
-        """Say which class whole studies belong to, by study name; empty for none.
+        """Say which class whole studies belong to, by study name; empty, or "n/a" as in BIDS, for none.
 
         Raises
         ------
@@ -275,10 +276,9 @@ class AnnotationProject:
         """
         for name in groups:
             self.study(name)
+        said = {name: "" if is_missing(group) else group.strip() for name, group in groups.items()}
         self._update(
-            studies=tuple(
-                s.model_copy(update={"group": groups[s.name].strip()}) if s.name in groups else s for s in self.studies
-            )
+            studies=tuple(s.model_copy(update={"group": said[s.name]}) if s.name in said else s for s in self.studies)
         )
 
     def _resolved(self, path: str) -> Path:

@@ -8,10 +8,15 @@ from pathlib import Path
 
 from napari_brainmvp.errors import FileError, StudyError
 
-__all__ = ["class_of", "read_participants", "read_table"]
+__all__ = ["class_of", "is_missing", "read_participants", "read_table"]
 
 _USUAL = ("diagnosis", "group", "class", "label", "dx")
-_MISSING = ("", "n/a", "na", "nan", "none")
+_MISSING = ("", "n/a")  # and nothing else, as in BIDS: "none" may be a class
+
+
+def is_missing(value: str) -> bool:
+    """Tell whether a cell says nothing: it is empty, or "n/a"."""
+    return value.strip().lower() in _MISSING
 
 
 def read_table(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -49,7 +54,7 @@ def read_participants(path: str | Path, column: str = "") -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Class by participant; those whose class is empty or "n/a" are left out.
+        Class by participant; those whose class is empty or "n/a", in whatever capitals, are left out.
 
     Raises
     ------
@@ -66,7 +71,7 @@ def read_participants(path: str | Path, column: str = "") -> dict[str, str]:
     classes: dict[str, str] = {}
     for row in rows:
         name, value = (row["participant_id"] or "").strip(), (row[chosen] or "").strip()
-        if value.lower() in _MISSING:
+        if is_missing(value):
             continue
         if classes.setdefault(name, value) != value:
             raise StudyError(f"{path} gives {name} two classes, {classes[name]!r} and {value!r}: keep one.")
