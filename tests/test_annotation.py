@@ -28,7 +28,7 @@ from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.export import export_dataset
 from napari_brainmvp.annotation.features import CLASS, compute_features
 from napari_brainmvp.annotation.history import LabelHistory
-from napari_brainmvp.annotation.participants import export_participants, import_participants
+from napari_brainmvp.annotation.participants import export_participants, import_participants, mixed_subjects
 from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor, labelled_voxels, uncertain_slice
 from napari_brainmvp.annotation.probe import Probe, ProbeSpec
 from napari_brainmvp.annotation.project import AnnotationProject
@@ -874,6 +874,32 @@ def test_classes_come_from_any_column_of_a_table_with_a_byte_order_mark(project,
     assert [s.group for s in project.studies] == ["40", "50"]
     with pytest.raises(StudyError, match="'eyes'"):
         import_participants(project, path, "eyes")
+
+
+def test_a_bids_table_comes_in_and_goes_out_as_it_was(project, tmp_path):
+    for name in ("sub-01_ses-1", "sub-01_ses-2", "case_ses-1", "sub-02"):
+        project.add_study(lesion_study(tmp_path, name))
+    path = tmp_path / "participants.tsv"
+    text = "participant_id\tage\tdiagnosis\nsub-01\t40\tHGG\nsub-02\t50\tLGG\ncase\t60\tHGG\n"
+    path.write_text(text)
+    assert import_participants(project, path) == 4
+    assert export_participants(project, path).read_text() == text
+    project.close()
+    again = AnnotationProject.open(project.folder)  # remembers what the column is called
+    new = export_participants(again, tmp_path / "new.tsv").read_text()
+    assert new == "participant_id\tdiagnosis\nsub-01\tHGG\nsub-case\tHGG\nsub-02\tLGG\n"
+    again.set_groups({s.name: "" for s in again.studies})
+    assert import_participants(again, tmp_path / "new.tsv") == 4
+    again.set_groups({"sub-01_ses-2": "LGG"})  # which one row cannot say
+    assert export_participants(again, path).read_text() == text + "sub-01ses1\tn/a\tHGG\nsub-01ses2\tn/a\tLGG\n"
+    assert mixed_subjects(again) == ["sub-01"]
+    assert import_participants(again, path) == 4
+    assert [s.group for s in again.studies] == ["HGG", "LGG", "HGG", "LGG"]
+    out = export_dataset(again, tmp_path / "dataset", task="classification")
+    assert read_participants(out / "participants.tsv", "diagnosis")["sub-01_ses-2"] == "LGG"
+    again.set_groups({}, "group")
+    assert "class_column" not in (again.folder / "project.json").read_text()  # older versions know nothing of it
+    again.close()
 
 
 @pytest.mark.parametrize("layout", ["brats", "bids"])

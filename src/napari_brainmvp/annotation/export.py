@@ -205,8 +205,9 @@ class _Dataset:
         if self.layout == "bids":
             self._describe_derivative()
         if any(s.group for s in self.written):
-            rows = [{"participant_id": self._identity(s.name), "group": s.group or "n/a"} for s in self.written]
-            write_participants(self.folder / "participants.tsv", rows)
+            column = self.project.class_column
+            rows = [{"participant_id": self._identity(s.name), column: s.group or "n/a"} for s in self.written]
+            write_participants(self.folder / "participants.tsv", rows, ("participant_id", column))
 
     def _describe_labels(self) -> None:
         """Write ``dataset.json``: what nobody has painted yet, class or region, is left out, it cannot be learned."""

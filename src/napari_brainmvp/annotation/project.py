@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from napari_brainmvp.annotation.content import (
     CLASS_COLORS,
+    CLASS_COLUMN,
     LabelClass,
     ProjectContent,
     StudyReference,
@@ -126,6 +127,11 @@ class AnnotationProject:
     def studies(self) -> tuple[StudyReference, ...]:
         """The studies, in the order in which they were added."""
         return self._content.studies
+
+    @property
+    def class_column(self) -> str:
+        """What tables call the studies' classes: the column that they were read from last."""
+        return self._content.class_column
 
     def study(self, name: str) -> StudyReference:
         """Find a study.
@@ -266,8 +272,15 @@ class AnnotationProject:
             )
             self.set_classes((*self.classes, *added))
 
-    def set_groups(self, groups: Mapping[str, str]) -> None:
-        """Say which class whole studies belong to, by study name; empty, or "n/a" as in BIDS, for none.
+    def set_groups(self, groups: Mapping[str, str], column: str = "") -> None:
+        """Say which class whole studies belong to.
+
+        Parameters
+        ----------
+        groups : mapping of str to str
+            By study name; empty, or "n/a" as in BIDS, for none.
+        column : str
+            What the table that they are from calls them, which export keeps; empty to leave that as it is.
 
         Raises
         ------
@@ -278,7 +291,8 @@ class AnnotationProject:
             self.study(name)
         said = {name: "" if is_missing(group) else group.strip() for name, group in groups.items()}
         self._update(
-            studies=tuple(s.model_copy(update={"group": said[s.name]}) if s.name in said else s for s in self.studies)
+            studies=tuple(s.model_copy(update={"group": said[s.name]}) if s.name in said else s for s in self.studies),
+            class_column=column or self.class_column,
         )
 
     def _resolved(self, path: str) -> Path:
@@ -305,7 +319,8 @@ class AnnotationProject:
 
 
 def _write(folder: Path, content: ProjectContent) -> None:
-    unused = None if content.regions else {"regions"}  # so that older versions read what they know
+    usual = {"regions": {}, "class_column": CLASS_COLUMN}
+    unused = {name for name, value in usual.items() if getattr(content, name) == value}  # older versions know neither
     write_text_atomic(folder / _FILE, content.model_dump_json(indent=2, exclude=unused) + "\n")
 
 
