@@ -23,7 +23,7 @@ from conftest import full_disk
 from models_for_tests import tiny_card, tiny_model
 from napari_brainmvp.annotation import lock, prediction
 from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
-from napari_brainmvp.annotation.comparison import as_classes, compare, newest_model
+from napari_brainmvp.annotation.comparison import as_classes, check_unseen, compare, newest_model
 from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.export import export_dataset
 from napari_brainmvp.annotation.features import CLASS, compute_features
@@ -43,7 +43,7 @@ from napari_brainmvp.annotation.ranking import (
 from napari_brainmvp.annotation.store import FeatureStore
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
 from napari_brainmvp.io import class_of, find_studies, read_label_map, read_participants, read_study
-from napari_brainmvp.models import Label, find_model, load_model
+from napari_brainmvp.models import Label, find_model, load_model, name_digest
 from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.study import LabelMap
 from napari_brainmvp.threads import use_threads
@@ -969,6 +969,30 @@ def test_studies_with_one_bids_label_do_not_overwrite_each_other(project, tmp_pa
     out = export_dataset(project, tmp_path / "dataset", "bids")
     assert [s.name for s in find_studies(out)] == ["sub-P12x2", "sub-p12"]
     assert read_participants(out / "participants.tsv") == {"sub-p12": "a", "sub-P12x2": "b"}
+
+
+def test_a_session_without_a_subject_is_called_alike_everywhere(project, tmp_path):
+    from napari_brainmvp.plugin.new_study import enter
+
+    enter(project, lesion_study(tmp_path / "patient7", "ses-2"), None, None)
+    project.add_study(lesion_study(tmp_path, "other"))
+    older = [s.model_copy(update={"name": "ses-2"}) for s in project.studies[:1]]  # as older projects have them
+    project._update(studies=(*project.studies, *older))
+    names = ["patient7_ses-2", "other", "ses-2"]
+    assert [s.name for s in project.studies] == names
+    for name in names:
+        project.labels(name).record(strokes())
+    project.set_groups(dict(zip(names, "aba", strict=True)))
+    for layout in ("brats", "bids"):
+        out = export_dataset(project, tmp_path / layout, layout)
+        classes, found = read_participants(out / "participants.tsv"), find_studies(out)
+        assert sorted(class_of(s.name, classes) for s in found) == ["a", "a", "b"]
+        card = tiny_card("trained", training={"study digests": [name_digest(s.name) for s in found]})
+        for name in names:
+            with pytest.raises(StudyError, match=f"was trained on {name}"):
+                check_unseen(card, project, name)
+    assert project.add_study(lesion_study(name="ses-3")).name == "study-ses-3"
+    check_unseen(card, project, "study-ses-3")
 
 
 def test_an_export_that_fails_leaves_nothing_behind(project, tmp_path):

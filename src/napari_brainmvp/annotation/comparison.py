@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_brainmvp.annotation.content import LabelClass
+from napari_brainmvp.annotation.export import Layout, exported_name
 from napari_brainmvp.annotation.features import StudyFeatures
 from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor
 from napari_brainmvp.annotation.project import AnnotationProject
@@ -94,9 +95,10 @@ def newest_model(project: AnnotationProject) -> ModelEntry | None:
     return max(found, key=lambda f: f[:2])[2] if found else None
 
 
-def check_unseen(card: ModelCard, study: str) -> None:
-    """Raise :class:`StudyError` where a model was trained on the study of this name."""
-    if name_digest(study) in card.training.get("study digests", ()):
+def check_unseen(card: ModelCard, project: AnnotationProject, study: str) -> None:
+    """Raise :class:`StudyError` where a model was trained on the project's study of this name, in any layout."""
+    names = {study, *(exported_name(project, study, layout) for layout in get_args(Layout))}
+    if {name_digest(name) for name in names} & {*card.training.get("study digests", ())}:
         raise StudyError(f"{card.name} was trained on {study}: compare on a study that was painted since.")
 
 

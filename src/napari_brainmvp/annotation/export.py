@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from napari_brainmvp import __version__
-from napari_brainmvp.annotation.content import StudyReference
+from napari_brainmvp.annotation.content import StudyReference, session_free
 from napari_brainmvp.annotation.participants import subject_labels, write_participants
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.annotation.regions import painted_regions
@@ -23,7 +23,7 @@ from napari_brainmvp.io import image_files, make_folder, write_image, write_labe
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.study import Scan, Study
 
-__all__ = ["Layout", "Task", "export_dataset", "left_out"]
+__all__ = ["Layout", "Task", "export_dataset", "exported_name", "left_out"]
 
 _BIDS = {"t1": "T1w", "t1c": "ce-gadolinium_T1w", "t2": "T2w", "flair": "FLAIR", "pd": "PDw", "mra": "angio"}
 _LEFT_OUT = "left_out.txt"
@@ -97,6 +97,17 @@ def left_out(dataset: Path) -> list[str]:
     return [line.split(":")[0] for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
+def exported_name(project: AnnotationProject, name: str, layout: Layout) -> str:
+    """Return what a study of the project is called in a dataset: as readers name it, unlike all others."""
+    names = [s.name for s in project.studies]
+    if layout == "bids":
+        return f"sub-{subject_labels(names)[name]}"
+    plain = session_free(name)  # an older project may have a study of such a name
+    while plain != name and plain in names:
+        plain = f"study-{plain}"
+    return plain
+
+
 def _values(project: AnnotationProject, name: str) -> set[int]:
     """Return the label values of a study; empty where nothing is painted."""
     labels = project.labels(name).labels
@@ -148,7 +159,6 @@ class _Dataset:
     def __init__(self, project: AnnotationProject, folder: Path, layout: Layout, task: Task, link: bool) -> None:
         self.project, self.folder, self.layout, self.task = project, folder, layout, task
         self._put = _link if link else shutil.copyfile
-        self.subjects = subject_labels(s.name for s in project.studies)
         self.written: list[StudyReference] = []
         self.left_out: list[str] = []
 
@@ -188,7 +198,7 @@ class _Dataset:
 
     def _identity(self, name: str) -> str:
         """Name a study in the dataset: as its folder is called, which is where readers look for its class."""
-        return f"sub-{self.subjects[name]}" if self.layout == "bids" else name
+        return exported_name(self.project, name, self.layout)
 
     def describe(self) -> None:
         """Write what the dataset is, once all studies are in it."""

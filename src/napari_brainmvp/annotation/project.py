@@ -20,6 +20,7 @@ from napari_brainmvp.annotation.content import (
     StudyReference,
     check_classes,
     default_classes,
+    session_free,
 )
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.lock import ProjectLock
@@ -325,4 +326,5 @@ def _write(folder: Path, content: ProjectContent) -> None:
 
 
 def _study_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100] or "study"
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
+    return session_free(plain)[:100] or "study"

@@ -14,7 +14,7 @@ from napari_brainmvp.io.images import is_image_path, read_label_map, read_scan, 
 from napari_brainmvp.io.names import guess_modality, is_label_name, stem
 from napari_brainmvp.study import MODALITIES, Modality, Scan, Study, modality
 
-__all__ = ["StudyFiles", "find_studies", "read_datalist", "read_study", "sort_files"]
+__all__ = ["StudyFiles", "find_studies", "folder_name", "read_datalist", "read_study", "sort_files"]
 
 _BIDS_FOLDERS = ("anat", "dwi", "swi", "angio")
 _DEEPEST = 6
@@ -149,7 +149,7 @@ def _members(folder: Path, closed: list[tuple[str, str]] | None = None) -> list[
         except FileError as error:
             if closed is None:
                 raise
-            closed.append((_relative_name(entry), str(error)))
+            closed.append((folder_name(entry), str(error)))
     return members
 
 
@@ -304,17 +304,17 @@ def _walk(folder: Path, depth: int, problems: list[tuple[str, str]]) -> Iterable
     problems += closed
     if members:
         try:
-            yield sort_files(members, {}, _relative_name(folder))
+            yield sort_files(members, {}, folder_name(folder))
             return
         except (FileError, StudyError) as error:
-            problems.append((_relative_name(folder), str(error)))
+            problems.append((folder_name(folder), str(error)))
     if depth < _DEEPEST:
         shut = {name for name, _ in closed}
         children = (p for p in folder.iterdir() if not p.name.startswith((".", "derivatives")))
-        for child in sorted(p for p in children if _relative_name(p) not in shut and p.is_dir()):
+        for child in sorted(p for p in children if folder_name(p) not in shut and p.is_dir()):
             yield from _walk(child, depth + 1, problems)
 
 
-def _relative_name(folder: Path) -> str:
-    """Name a study by its folder; a BIDS session by subject and session."""
+def folder_name(folder: Path) -> str:
+    """Name a study by its folder; a session, a folder ``ses-…``, by the folder around it, too."""
     return f"{folder.parent.name}_{folder.name}" if folder.name.startswith("ses-") else folder.name
