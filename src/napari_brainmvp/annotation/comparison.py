@@ -84,13 +84,20 @@ class ModelPrediction:
 
 
 def newest_model(project: AnnotationProject) -> ModelEntry | None:
-    """Find the model that was fine-tuned on this project last."""
+    """Find the model that was fine-tuned on this project last.
+
+    By the project's identity; a model whose card names no project, by where its dataset lay.
+    """
     found, exported = [], {path_digest(path) for path in (project.folder / "datasets").glob("*")}
     for entry in list_models():
-        recipe = entry.card.training.get("recipe")
-        sources = without_paths(recipe).get("data", ()) if isinstance(recipe, dict) else ()
-        digests = {source.get("digest") for source in sources if isinstance(source, dict)}
-        if entry.card.task == "segmentation" and digests & exported:
+        training = entry.card.training
+        if isinstance(projects := training.get("projects"), list) and projects:
+            ours = project.identity in projects
+        else:
+            recipe = training.get("recipe")
+            sources = without_paths(recipe).get("data", ()) if isinstance(recipe, dict) else ()
+            ours = any(source.get("digest") in exported for source in sources if isinstance(source, dict))
+        if entry.card.task == "segmentation" and ours:
             found.append((entry.folder.stat().st_mtime, entry.card.name, entry))
     return max(found, key=lambda f: f[:2])[2] if found else None
 

@@ -108,6 +108,8 @@ class ProjectContent(BaseModel):
     studies : tuple of StudyReference
     class_column : str
         What tables call the studies' classes: the column that they were read from last.
+    identity : str
+        By which models know the project wherever its folder is: hexadecimal digits, drawn with the first export.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -117,6 +119,7 @@ class ProjectContent(BaseModel):
     regions: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     studies: tuple[StudyReference, ...] = ()
     class_column: str = Field(CLASS_COLUMN, min_length=1)
+    identity: str = Field("", pattern=r"^[0-9a-f]*$")
 
 
 def default_classes() -> tuple[LabelClass, ...]:

@@ -225,6 +225,7 @@ class _Dataset:
         classes = [c for c in self.project.classes if not c.background and c.value in used]
         content: dict[str, object] = {
             "name": self.project.folder.name,
+            **({"project": identity} if (identity := self.project.identify()) else {}),
             "labels": {str(c.value): c.name for c in classes},
             "colors": {str(c.value): c.color for c in classes},
             "background": self.project.background.value,

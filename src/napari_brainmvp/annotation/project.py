@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from pydantic import ValidationError
@@ -46,7 +47,7 @@ class AnnotationProject:
         self.folder, self._content, self._lock = folder, content, lock
         self._histories: dict[str, LabelHistory] = {}
         self._labelled = {path.name for path in (folder / "labels").glob("*")}
-        self._loading = threading.Lock()
+        self._loading, self._changing = threading.Lock(), threading.Lock()
 
     @classmethod
     def create(cls, folder: str | Path, classes: tuple[LabelClass, ...] = ()) -> AnnotationProject:
@@ -133,6 +134,20 @@ class AnnotationProject:
     def class_column(self) -> str:
         """What tables call the studies' classes: the column that they were read from last."""
         return self._content.class_column
+
+    @property
+    def identity(self) -> str:
+        """By which models know the project wherever its folder is; empty before the first export."""
+        return self._content.identity
+
+    def identify(self) -> str:
+        """Return :attr:`identity`, drawn now where there is none; none where the project cannot be written."""
+        if not self.identity:
+            try:
+                self._update(identity=uuid4().hex)
+            except FileError as error:
+                logger.warning("%s has no identity: %s", self.folder.name, error)
+        return self.identity
 
     def study(self, name: str) -> StudyReference:
         """Find a study.
@@ -313,15 +328,18 @@ class AnnotationProject:
             )
 
     def _update(self, **changes: object) -> None:
-        self._writable()
-        content = self._content.model_copy(update=changes)
-        _write(self.folder, content)
-        self._content = content
+        with self._changing:  # an export is a thread of its own
+            self._writable()
+            content = self._content.model_copy(update=changes)
+            _write(self.folder, content)
+            self._content = content
 
 
 def _write(folder: Path, content: ProjectContent) -> None:
-    usual = {"regions": {}, "class_column": CLASS_COLUMN}
-    unused = {name for name, value in usual.items() if getattr(content, name) == value}  # older versions know neither
+    usual = {"regions": {}, "class_column": CLASS_COLUMN, "identity": ""}
+    unused = {
+        name for name, value in usual.items() if getattr(content, name) == value
+    }  # older versions know none of them
     write_text_atomic(folder / _FILE, content.model_dump_json(indent=2, exclude=unused) + "\n")
 
 

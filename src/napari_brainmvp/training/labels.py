@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,18 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from napari_brainmvp.errors import FileError, StudyError
+from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 from napari_brainmvp.models import Label, ModelCard
 
-__all__ = ["IGNORED", "LABEL_PRESETS", "LabelDescription", "assign_classes", "find_labels", "read_labels"]
+__all__ = [
+    "IGNORED",
+    "LABEL_PRESETS",
+    "LabelDescription",
+    "assign_classes",
+    "find_labels",
+    "find_project",
+    "read_labels",
+]
 
 IGNORED = -1
 """Row number of voxels that carry no label; see :meth:`LabelDescription.rows`."""
@@ -220,8 +229,17 @@ def find_labels(data: Path) -> LabelDescription | None:
     path = (data if data.is_dir() else data.parent) / "dataset.json"
     if not path.is_file():
         return None
-    content = _read(path)
-    return read_labels(content) if "labels" in content else None
+    return read_labels(path) if "labels" in _read(path) else None
+
+
+def find_project(data: Path) -> str:
+    """Return the identity of the annotation project that a dataset was exported from; empty where it says none."""
+    path = (data if data.is_dir() else data.parent) / "dataset.json"
+    try:
+        said = _read(path).get("project") if path.is_file() else None
+    except BrainMVPError:  # then somebody else has to say what the labels mean, too
+        return ""
+    return said if isinstance(said, str) and re.fullmatch(r"[0-9a-f]{8,64}", said) else ""
 
 
 def read_labels(source: str | Path | Mapping[str, Any]) -> LabelDescription:
@@ -254,7 +272,9 @@ def read_labels(source: str | Path | Mapping[str, Any]) -> LabelDescription:
         return LabelDescription(**_fields(content))
     except (ValidationError, ValueError, TypeError) as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise StudyError(f"{name}: {why}. Give labels as {{value: name}}.") from error
+        raise StudyError(
+            f"{name}: {why}. Give labels as {{value: name}}, and regions as {{name: [values]}}."
+        ) from error
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -269,12 +289,24 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
+def _mapping(content: Mapping[str, Any], key: str) -> Mapping[Any, Any]:
+    found = content.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{key!r} is a {type(found).__name__}, which names nothing")
+    return found
+
+
 def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
     """Bring the ways in which datasets write labels into one."""
     fields: dict[str, Any] = {key: content[key] for key in ("background", "unlabelled", "colors") if key in content}
     labels: dict[int, str] = {}
-    regions: dict[str, tuple[int, ...]] = {k: tuple(v) for k, v in content.get("regions", {}).items()}
-    for key, meaning in dict(content.get("labels", {})).items():
+    regions: dict[str, tuple[int, ...]] = {}
+    for name, values in _mapping(content, "regions").items():
+        if not isinstance(values, list | tuple):
+            raise ValueError(f"the region {name!r} is {values!r}, which is no list of values")
+        regions[str(name)] = tuple(values)
+    described = _mapping(content, "labels")
+    for key, meaning in described.items():
         if isinstance(meaning, list):
             regions[str(key)] = tuple(meaning)
             continue
@@ -285,7 +317,7 @@ def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
             fields.setdefault("background", value)
         else:
             fields.setdefault("unlabelled", value)
-    if any(isinstance(meaning, list) for meaning in dict(content.get("labels", {})).values()):
+    if any(isinstance(meaning, list) for meaning in described.values()):
         regions = {**{name: (value,) for value, name in labels.items()}, **regions}
         regions = dict(sorted(regions.items(), key=lambda item: -len(item[1])))
     return {**fields, "labels": labels, "regions": regions}

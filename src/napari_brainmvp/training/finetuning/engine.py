@@ -43,7 +43,7 @@ from napari_brainmvp.training.finetuning.validation import (
     mix_in,
     write_scores,
 )
-from napari_brainmvp.training.labels import LabelDescription
+from napari_brainmvp.training.labels import LabelDescription, find_project
 from napari_brainmvp.training.loop import describe_run, hold_run, make_fabric, run_cache
 from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.metrics import CaseScores
@@ -269,6 +269,9 @@ class _Segmentation:
             "init": plain_name(self.spec.init),
             "study digests": [name_digest(s.name) for s in studies],
         }
+        folders = [Path(source.path).expanduser() for source in self.spec.data if source.seeds is None]
+        if projects := sorted({find_project(folder) for folder in folders} - {""}):
+            facts["projects"] = projects
         done = None
         if self.source is not None:
             done = transfer(network, self.source, self.modalities, self.labels.channels)
