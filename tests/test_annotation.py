@@ -48,7 +48,7 @@ from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.study import LabelMap
 from napari_brainmvp.threads import use_threads
 from napari_brainmvp.training.finetuning import FinetuneSpec
-from napari_brainmvp.training.labels import assign_classes
+from napari_brainmvp.training.labels import assign_classes, read_labels
 from napari_brainmvp.training.sources import DataSource
 
 TESTS = Path(__file__).parent
@@ -1054,10 +1054,17 @@ def test_a_dataset_of_classes_needs_no_strokes(project, tmp_path, layout):
     assert len(found) == 3
 
 
-def test_labels_that_no_dataset_can_hold_are_said(project, tmp_path):
+def test_labels_that_no_dataset_can_hold_get_other_numbers(project, tmp_path):
     project.add_study(lesion_study(tmp_path, "case"))
     labels = strokes()
-    labels[0, 0, 0] = -4
+    labels[0, 0, 0], labels[0, 0, 1] = -4, 70000
     project.labels("case").record(labels)
-    with pytest.raises(StudyError, match="-4"):
-        export_dataset(project, tmp_path / "dataset")
+    project.know_values([-4, 70000])
+    project.set_regions({"odd": (-4, 70000)})
+    out = export_dataset(project, tmp_path / "dataset")
+    said = read_labels(out)
+    assert (said.labels, said.regions) == ({2: "Lesion", 3: "Label -4", 4: "Label 70000"}, {"odd": (3, 4)})
+    painted = read_label_map(find_studies(out)[0].labels).data
+    assert [painted[0, 0, k] for k in range(2)] == [3, 4]
+    assert (painted == 2).sum() == (labels == 2).sum()
+    assert project.labels("case").labels[0, 0, 0] == -4

@@ -499,9 +499,15 @@ def test_classify_and_evaluate_from_the_command_line(classifier, data, tmp_path)
     assert report["class"] == "patient"
     assert sum(report["probabilities"].values()) == pytest.approx(1, abs=1e-3)
     out = tmp_path / "saliency.nii.gz"
+    odd = data / "sub-90" / "anat" / "sub-90_desc-new_FLAIR.nii.gz"
+    odd.write_bytes(odd.with_name("sub-90_FLAIR.nii.gz").read_bytes())
     command = [*COMMAND, "classify", str(data / "sub-90"), "-m", classifier, "--saliency", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, "--scan flair=" in done.stderr) == (2, True)
+    command += ["--scan", f"flair={odd}"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert "patient" in done.stdout
+    odd.unlink()
     assert nib.load(out).shape == (40, 44, 36)
     table = tmp_path / "scores.csv"
     command = [*COMMAND, "evaluate", "-m", classifier, "--data", str(data), "--out", str(table)]

@@ -7,7 +7,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,8 @@ __all__ = ["Layout", "Task", "export_dataset", "exported_name", "left_out"]
 
 _BIDS = {"t1": "T1w", "t1c": "ce-gadolinium_T1w", "t2": "T2w", "flair": "FLAIR", "pd": "PDw", "mra": "angio"}
 _LEFT_OUT = "left_out.txt"
+_LARGEST = 65535
+"""Label value that readers take."""
 logger = logging.getLogger(__name__)
 
 Layout = Literal["brats", "bids"]
@@ -47,10 +50,10 @@ def export_dataset(
 
     ``"brats"``: one folder a study with ``NAME_MODALITY`` and ``NAME_seg`` files. ``"bids"``: ``sub-NAME/anat`` with
     BIDS names and ``dseg`` files. For segmentation, the studies with strokes, and a ``dataset.json`` that says what
-    label values and regions mean (0 is unlabelled, so that sparse labels train as they are); for classification, the
-    studies with a class, without strokes. With a ``participants.tsv`` where studies have a class. Scans are copied,
-    those whose voxels are in a second file (NRRD) as NIfTI. A study whose scans cannot be read is left out, and
-    ``left_out.txt`` says why.
+    label values and regions mean (0 is unlabelled, so that sparse labels train as they are; a class whose number no
+    label map can hold gets a free one); for classification, the studies with a class, without strokes. With a
+    ``participants.tsv`` where studies have a class. Scans are copied, those whose voxels are in a second file (NRRD)
+    as NIfTI. A study whose scans cannot be read is left out, and ``left_out.txt`` says why.
 
     Parameters
     ----------
@@ -69,7 +72,7 @@ def export_dataset(
     FileError
         The folder holds something, or cannot be written.
     StudyError
-        Too little is annotated, none of it can be read, or a label value does not fit into a NIfTI file.
+        Too little is annotated, or none of it can be read.
     Cancelled
         Nothing is written.
     """
@@ -128,14 +131,7 @@ def _check(project: AnnotationProject, studies: Sequence[StudyReference], task: 
         raise StudyError("No study of the project has a label yet: paint some strokes first.")
     used: set[int] = set()
     for reference in studies:
-        values = _values(project, reference.name)
-        strange = [v for v in sorted(values) if not 0 < v <= 65535]
-        if strange:
-            raise StudyError(
-                f"{reference.name} holds the label {strange[0]}, which a dataset cannot: give that class a number "
-                "between 1 and 65535."
-            )
-        used |= values
+        used |= _values(project, reference.name)
     if used <= {project.background.value}:
         raise StudyError("Only background is labelled: paint some of what you are looking for, too.")
     if project.regions and not painted_regions(project.regions, used):
@@ -143,6 +139,13 @@ def _check(project: AnnotationProject, studies: Sequence[StudyReference], task: 
             f"No class of the region {next(iter(project.regions))!r} or of another is painted: paint one of them, or "
             "take the regions away."
         )
+
+
+def _numbers(project: AnnotationProject, studies: Iterable[StudyReference]) -> dict[int, int]:
+    """Return the values that a label map cannot hold, and in their place the lowest numbers that no class has."""
+    values = {c.value for c in project.classes}.union(*(_values(project, s.name) for s in studies))
+    free = (number for number in count(1) if number not in values)
+    return {value: next(free) for value in sorted(values) if not 0 < value <= _LARGEST}
 
 
 def _link(source: str | Path, target: str | Path) -> None:
@@ -159,6 +162,7 @@ class _Dataset:
     def __init__(self, project: AnnotationProject, folder: Path, layout: Layout, task: Task, link: bool) -> None:
         self.project, self.folder, self.layout, self.task = project, folder, layout, task
         self._put = _link if link else shutil.copyfile
+        self.numbers = _numbers(project, project.studies if task == "segmentation" else ())
         self.written: list[StudyReference] = []
         self.left_out: list[str] = []
 
@@ -181,7 +185,10 @@ class _Dataset:
             self._copy(scan, target / f"{name}_{_BIDS.get(key, key) if self.layout == 'bids' else key}")
         if self.task == "segmentation":
             ending = "dseg" if self.layout == "bids" else "seg"
-            labels, like = self.project.labels(study.name).labels, study.scans[study.reference].path
+            painted, like = self.project.labels(study.name).labels, study.scans[study.reference].path
+            labels = painted.copy()
+            for value, number in self.numbers.items():
+                labels[painted == value] = number
             write_label_map(target / f"{name}_{ending}.nii.gz", labels, study.grid, like=like)
 
     def _copy(self, scan: Scan, to: Path) -> None:
@@ -199,6 +206,9 @@ class _Dataset:
     def _identity(self, name: str) -> str:
         """Name a study in the dataset: as its folder is called, which is where readers look for its class."""
         return exported_name(self.project, name, self.layout)
+
+    def _number(self, value: int) -> int:
+        return self.numbers.get(value, value)
 
     def describe(self) -> None:
         """Write what the dataset is, once all studies are in it."""
@@ -226,13 +236,14 @@ class _Dataset:
         content: dict[str, object] = {
             "name": self.project.folder.name,
             **({"project": identity} if (identity := self.project.identify()) else {}),
-            "labels": {str(c.value): c.name for c in classes},
-            "colors": {str(c.value): c.color for c in classes},
-            "background": self.project.background.value,
+            "labels": {str(self._number(c.value)): c.name for c in classes},
+            "colors": {str(self._number(c.value)): c.color for c in classes},
+            "background": self._number(self.project.background.value),
             "unlabelled": 0,
         }
         if self.project.regions:
-            content["regions"] = painted_regions(self.project.regions, used)
+            regions = painted_regions(self.project.regions, used)
+            content["regions"] = {name: [self._number(v) for v in values] for name, values in regions.items()}
         write_text_atomic(self.folder / "dataset.json", json.dumps(content, indent=2) + "\n")
 
     def _describe_derivative(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_brainmvp.cli.console import progress_bar, say, table
+from napari_brainmvp.cli.console import named_scans, progress_bar, say, table
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def classify(
     study: Annotated[list[Path], typer.Argument(help="A study's folder, or its files.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Classification model, by name or folder.")],
     saliency: Annotated[Path | None, typer.Option(help="Also write what speaks for the class (.nii.gz).")] = None,
+    scan: Annotated[list[str] | None, typer.Option(help="Say which file is which: t1c=FILE. Repeatable.")] = None,
     target: Annotated[str, typer.Option("--class", help="That class; default the most probable one.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
@@ -35,7 +36,7 @@ def classify(
 
     if saliency is not None and saliency.exists():
         raise FileError(f"{saliency} exists: choose another name for --saliency.")
-    loaded = read_study(study[0] if len(study) == 1 else study)
+    loaded = read_study(study[0] if len(study) == 1 else study, modalities=named_scans(scan or ()))
     with progress_bar(quiet=as_json) as progress:
         result = run(loaded, model, saliency=saliency is not None, target=target, device=device, progress=progress)
     if saliency is not None and result.saliency is not None:

@@ -153,8 +153,20 @@ def _members(folder: Path, closed: list[tuple[str, str]] | None = None) -> list[
     return members
 
 
-def sort_files(paths: Iterable[Path], named: Mapping[Modality, Path], name: str) -> StudyFiles:
+def sort_files(
+    paths: Iterable[Path], named: Mapping[Modality, Path], name: str, *, of_many: bool = False
+) -> StudyFiles:
     """Decide which file is which modality, from names (and DICOM headers) unless it is said.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+    named : mapping of Modality to Path
+        What is said.
+    name : str
+        The study's.
+    of_many : bool
+        Whether it is one of a dataset's, where nothing is said file by file: the remedies are others.
 
     Raises
     ------
@@ -186,7 +198,11 @@ def sort_files(paths: Iterable[Path], named: Mapping[Modality, Path], name: str)
         elif guess in scans:
             raise StudyError(
                 f"{name}: both {scans[guess].name} and {path.name} look like {guess.title}; "
-                f"say which one is meant, for example with --scan {guess.key}={path}."
+                + (
+                    "rename the one that is none, or list the files that are meant in a datalist (.json)."
+                    if of_many
+                    else f"say which one is meant, on the command line with --scan {guess.key}={path}, or rename one."
+                )
             )
         else:
             scans[guess] = path
@@ -194,7 +210,8 @@ def sort_files(paths: Iterable[Path], named: Mapping[Modality, Path], name: str)
         raise FileError(f"{name} holds no image (.nii, .nii.gz, .nrrd or a DICOM folder): choose a study's folder.")
     if not scans:
         seen = ", ".join(path.name for path in unknown or labels)
-        raise StudyError(f"{name}: no modality recognised in {seen}; say it, for example with --scan t1=FILE.")
+        remedy = "" if of_many else ", or say it on the command line, for example with --scan t1=FILE"
+        raise StudyError(f"{name}: no modality recognised in {seen}; name the files so, like {name}_t1.nii.gz{remedy}.")
     warnings = [f"{path.name} was left out: its name does not tell the modality." for path in unknown]
     if len(labels) > 1:
         warnings.append(f"Labels were left out, because there are {len(labels)}: {', '.join(p.name for p in labels)}.")
@@ -219,7 +236,7 @@ def _from_datalist(entry: Mapping[str, Any], base: Path | None, named: Mapping[M
         raise StudyError('A datalist entry needs "image": a path or a list of paths.')
     # The authors' lists name a scan again where a modality is missing.
     paths = list(dict.fromkeys(_inside(Path(path), base) for path in images))
-    files = sort_files(paths, named, _common_name(paths))
+    files = sort_files(paths, named, _common_name(paths), of_many=True)
     label = entry.get("label")
     if not isinstance(label, (str, Path)):
         return files
@@ -304,7 +321,7 @@ def _walk(folder: Path, depth: int, problems: list[tuple[str, str]]) -> Iterable
     problems += closed
     if members:
         try:
-            yield sort_files(members, {}, folder_name(folder))
+            yield sort_files(members, {}, folder_name(folder), of_many=True)
             return
         except (FileError, StudyError) as error:
             problems.append((folder_name(folder), str(error)))
