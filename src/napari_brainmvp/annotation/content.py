@@ -144,14 +144,3 @@ def check_classes(classes: tuple[LabelClass, ...]) -> tuple[LabelClass, ...]:
     if sum(c.background for c in classes) != 1:
         raise StudyError("A project needs exactly one background class: mark one.")
     return classes
-
-
-def session_free(name: str) -> str:
-    """Return a study's name that does not begin as a session's folder does: readers of datasets add to such a one.
-
-    Examples
-    --------
-    >>> session_free("ses-2"), session_free("sub-01_ses-2")
-    ('study-ses-2', 'sub-01_ses-2')
-    """
-    return f"study-{name}" if name.startswith("ses-") else name

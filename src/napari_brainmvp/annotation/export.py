@@ -15,9 +15,10 @@ from typing import Literal
 import numpy as np
 
 from napari_brainmvp import __version__
-from napari_brainmvp.annotation.content import StudyReference, session_free
+from napari_brainmvp.annotation.content import StudyReference
 from napari_brainmvp.annotation.participants import subject_labels, write_participants
 from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.annotation.project_file import session_free
 from napari_brainmvp.annotation.regions import painted_regions
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 from napari_brainmvp.io import image_files, make_folder, write_image, write_label_map, write_text_atomic

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-from pydantic import ValidationError
 
 from napari_brainmvp.annotation.content import (
     CLASS_COLORS,
-    CLASS_COLUMN,
     LabelClass,
     ProjectContent,
     StudyReference,
     check_classes,
     default_classes,
-    session_free,
 )
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.lock import ProjectLock
+from napari_brainmvp.annotation.project_file import read_content, study_name, write_content
 from napari_brainmvp.annotation.regions import Regions, check_regions
 from napari_brainmvp.errors import FileError, LockedError, StudyError
-from napari_brainmvp.io import read_scan, read_study, write_image, write_text_atomic
+from napari_brainmvp.io import read_scan, read_study, write_image
 from napari_brainmvp.io.participants import is_missing
 from napari_brainmvp.study import Study
 
 __all__ = ["AnnotationProject"]
 
-_FILE = "project.json"
 logger = logging.getLogger(__name__)
 
 
@@ -62,7 +57,7 @@ class AnnotationProject:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileError(f"{path} is not empty: choose a new folder for the project, or open the one that is there.")
         content = ProjectContent(classes=check_classes(classes or default_classes()))
-        _write(path, content)
+        write_content(path, content)
         return cls.open(path)
 
     @classmethod
@@ -75,15 +70,7 @@ class AnnotationProject:
             There is no project in the folder, or its file is damaged.
         """
         path = Path(folder).expanduser().resolve()
-        try:
-            text = (path / _FILE).read_text(encoding="utf-8")
-            content = ProjectContent.model_validate(json.loads(text))
-            check_regions(content.regions.items(), check_classes(content.classes))
-        except OSError as error:
-            raise FileError(f"{path} holds no annotation project ({error.strerror}): choose its folder.") from error
-        except (ValidationError, ValueError, StudyError) as error:
-            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            raise FileError(f"{path / _FILE} is damaged ({why}): correct or restore it.") from error
+        content = read_content(path)
         lock = ProjectLock(path)
         lock.acquire()
         return cls(path, content, lock)
@@ -192,7 +179,7 @@ class AnnotationProject:
             The project is open elsewhere, or cannot be written.
         """
         self._writable()
-        name = self._free_name(_study_name(study.name))
+        name = self._free_name(study_name(study.name))
         scans = {}
         for key, scan in study.scans.items():
             path = scan.path
@@ -303,9 +290,7 @@ class AnnotationProject:
         StudyError
             The project has no study of a name.
         """
-        for name in groups:
-            self.study(name)
-        said = {name: "" if is_missing(group) else group.strip() for name, group in groups.items()}
+        said = {self.study(name).name: "" if is_missing(group) else group.strip() for name, group in groups.items()}
         self._update(
             studies=tuple(s.model_copy(update={"group": said[s.name]}) if s.name in said else s for s in self.studies),
             class_column=column or self.class_column,
@@ -331,18 +316,5 @@ class AnnotationProject:
         with self._changing:  # an export is a thread of its own
             self._writable()
             content = self._content.model_copy(update=changes)
-            _write(self.folder, content)
+            write_content(self.folder, content)
             self._content = content
-
-
-def _write(folder: Path, content: ProjectContent) -> None:
-    usual = {"regions": {}, "class_column": CLASS_COLUMN, "identity": ""}
-    unused = {
-        name for name, value in usual.items() if getattr(content, name) == value
-    }  # older versions know none of them
-    write_text_atomic(folder / _FILE, content.model_dump_json(indent=2, exclude=unused) + "\n")
-
-
-def _study_name(name: str) -> str:
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
-    return session_free(plain)[:100] or "study"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,10 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
+from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.models import Label, ModelCard
 
-__all__ = [
-    "IGNORED",
-    "LABEL_PRESETS",
-    "LabelDescription",
-    "assign_classes",
-    "find_labels",
-    "find_project",
-    "read_labels",
-]
+__all__ = ["IGNORED", "LABEL_PRESETS", "LabelDescription", "assign_classes", "find_labels", "read_labels"]
 
 IGNORED = -1
 """Row number of voxels that carry no label; see :meth:`LabelDescription.rows`."""
@@ -230,16 +221,6 @@ def find_labels(data: Path) -> LabelDescription | None:
     if not path.is_file():
         return None
     return read_labels(path) if "labels" in _read(path) else None
-
-
-def find_project(data: Path) -> str:
-    """Return the identity of the annotation project that a dataset was exported from; empty where it says none."""
-    path = (data if data.is_dir() else data.parent) / "dataset.json"
-    try:
-        said = _read(path).get("project") if path.is_file() else None
-    except BrainMVPError:  # then somebody else has to say what the labels mean, too
-        return ""
-    return said if isinstance(said, str) and re.fullmatch(r"[0-9a-f]{8,64}", said) else ""
 
 
 def read_labels(source: str | Path | Mapping[str, Any]) -> LabelDescription:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io import StudyFiles, find_studies, is_image_path, is_label_name, read_datalist
 
-__all__ = ["DataSource", "absolute_paths", "find_files", "unique_names"]
+__all__ = ["DataSource", "absolute_paths", "find_files", "find_projects", "unique_names"]
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -131,6 +132,26 @@ def find_files(source: DataSource) -> tuple[list[StudyFiles], list[tuple[str, st
         return files, problems
     labels = [p for p in sorted(derivatives.rglob("sub-*")) if p.is_file() and is_image_path(p) and is_label_name(p)]
     return [_with_derivative(study, labels) for study in files], problems
+
+
+def find_projects(sources: Sequence[DataSource]) -> list[str]:
+    """List the identities of the annotation projects that datasets were exported from, as ``dataset.json`` says them.
+
+    One that cannot be read says none here; who needs its labels says why.
+    """
+    found = set()
+    for source in sources:
+        if source.seeds is not None:
+            continue
+        path = Path(source.path).expanduser()
+        try:
+            content = json.loads(((path if path.is_dir() else path.parent) / "dataset.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        said = content.get("project") if isinstance(content, dict) else None
+        if isinstance(said, str) and re.fullmatch(r"[0-9a-f]{8,64}", said):
+            found.add(said)
+    return sorted(found)
 
 
 def unique_names(names: Sequence[Sequence[str]], sources: Sequence[Path]) -> list[list[str]]:
