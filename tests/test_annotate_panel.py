@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from qtpy.QtCore import QEvent, QObject, Qt, QTimer
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QApplication, QInputDialog
 from vispy.app.canvas import MouseEvent
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
@@ -453,7 +453,7 @@ def choose_study(panel, name: str) -> None:
     studies.activated.emit(studies.currentIndex())
 
 
-def test_which_study_next_and_what_class_each_is_of(panel, view, qtbot, tmp_path):
+def test_which_study_next_and_what_class_each_is_of(panel, view, qtbot, tmp_path, monkeypatch):
     both(panel, qtbot)
     for name, seed, keys in (("alike", 3, ("t1", "flair")), ("less", 4, ("t1",))):
         panel.project.add_study(replace(lesion_study(tmp_path, name, seed, keys=keys), labels=None))
@@ -478,11 +478,17 @@ def test_which_study_next_and_what_class_each_is_of(panel, view, qtbot, tmp_path
     part.import_classes(tmp_path / "participants.tsv")
     assert panel.project.study("less").group == "LGG"
     assert "2 of 3" in panel.status.text()
+    (tmp_path / "grades.tsv").write_text("participant_id\tage\tgrade\nsub-less\t40\tII\n")
+    for answer, group in ((("age", False), "LGG"), (("grade", True), "II")):
+        monkeypatch.setattr(QInputDialog, "getItem", lambda *_, answer=answer: answer)
+        part.import_classes(tmp_path / "grades.tsv")
+        assert panel.project.study("less").group == group
+    assert "grade of grades.tsv" in panel.status.text()
     with qtbot.waitSignal(part.said, timeout=30_000):
         part.export_dataset(tmp_path / "dataset", "bids")
     assert list((tmp_path / "dataset" / "sub-case" / "anat").glob("*_dseg.nii.gz"))
     choose_study(panel, "less")
-    assert part.group.currentText() == "LGG"
+    assert part.group.currentText() == "II"
     qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
 
 

@@ -23,12 +23,12 @@ from conftest import full_disk
 from models_for_tests import tiny_card, tiny_model
 from napari_brainmvp.annotation import lock, prediction
 from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
-from napari_brainmvp.annotation.comparison import as_classes, compare, newest_model
+from napari_brainmvp.annotation.comparison import as_classes, check_unseen, compare, newest_model
 from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.export import export_dataset
 from napari_brainmvp.annotation.features import CLASS, compute_features
 from napari_brainmvp.annotation.history import LabelHistory
-from napari_brainmvp.annotation.participants import export_participants, import_participants
+from napari_brainmvp.annotation.participants import export_participants, import_participants, mixed_subjects
 from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor, labelled_voxels, uncertain_slice
 from napari_brainmvp.annotation.probe import Lesson, Probe, ProbeSpec
 from napari_brainmvp.annotation.project import AnnotationProject
@@ -43,12 +43,12 @@ from napari_brainmvp.annotation.ranking import (
 from napari_brainmvp.annotation.store import FeatureStore
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
 from napari_brainmvp.io import class_of, find_studies, read_label_map, read_participants, read_study
-from napari_brainmvp.models import Label, find_model, load_model
+from napari_brainmvp.models import Label, find_model, load_model, name_digest
 from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.study import LabelMap
 from napari_brainmvp.threads import use_threads
 from napari_brainmvp.training.finetuning import FinetuneSpec
-from napari_brainmvp.training.labels import assign_classes
+from napari_brainmvp.training.labels import assign_classes, read_labels
 from napari_brainmvp.training.sources import DataSource
 
 TESTS = Path(__file__).parent
@@ -817,7 +817,8 @@ def test_replaced_scans_are_noticed(project, tmp_path):
 def test_participants_go_out_and_come_back(project, tmp_path):
     for name in ("sub-01", "case-2", "case-3"):
         project.add_study(lesion_study(name=name))
-    project.set_groups({"sub-01": "HGG", "case-2": "LGG"})
+    project.set_groups({"sub-01": "HGG", "case-2": "LGG", "case-3": "n/a"})
+    assert project.study("case-3").group == ""
     path = export_participants(project, tmp_path / "participants.tsv")
     assert path.read_text().splitlines() == ["participant_id\tgroup", "sub-01\tHGG", "sub-case2\tLGG", "sub-case3\tn/a"]
     project.set_groups({"sub-01": "", "case-2": ""})
@@ -873,6 +874,32 @@ def test_classes_come_from_any_column_of_a_table_with_a_byte_order_mark(project,
     assert [s.group for s in project.studies] == ["40", "50"]
     with pytest.raises(StudyError, match="'eyes'"):
         import_participants(project, path, "eyes")
+
+
+def test_a_bids_table_comes_in_and_goes_out_as_it_was(project, tmp_path):
+    for name in ("sub-01_ses-1", "sub-01_ses-2", "case_ses-1", "sub-02"):
+        project.add_study(lesion_study(tmp_path, name))
+    path = tmp_path / "participants.tsv"
+    text = "participant_id\tage\tdiagnosis\nsub-01\t40\tHGG\nsub-02\t50\tLGG\ncase\t60\tHGG\n"
+    path.write_text(text)
+    assert import_participants(project, path) == 4
+    assert export_participants(project, path).read_text() == text
+    project.close()
+    again = AnnotationProject.open(project.folder)  # remembers what the column is called
+    new = export_participants(again, tmp_path / "new.tsv").read_text()
+    assert new == "participant_id\tdiagnosis\nsub-01\tHGG\nsub-case\tHGG\nsub-02\tLGG\n"
+    again.set_groups({s.name: "" for s in again.studies})
+    assert import_participants(again, tmp_path / "new.tsv") == 4
+    again.set_groups({"sub-01_ses-2": "LGG"})  # which one row cannot say
+    assert export_participants(again, path).read_text() == text + "sub-01ses1\tn/a\tHGG\nsub-01ses2\tn/a\tLGG\n"
+    assert mixed_subjects(again) == ["sub-01"]
+    assert import_participants(again, path) == 4
+    assert [s.group for s in again.studies] == ["HGG", "LGG", "HGG", "LGG"]
+    out = export_dataset(again, tmp_path / "dataset", task="classification")
+    assert read_participants(out / "participants.tsv", "diagnosis")["sub-01_ses-2"] == "LGG"
+    again.set_groups({}, "group")
+    assert "class_column" not in (again.folder / "project.json").read_text()  # older versions know nothing of it
+    again.close()
 
 
 @pytest.mark.parametrize("layout", ["brats", "bids"])
@@ -944,6 +971,30 @@ def test_studies_with_one_bids_label_do_not_overwrite_each_other(project, tmp_pa
     assert read_participants(out / "participants.tsv") == {"sub-p12": "a", "sub-P12x2": "b"}
 
 
+def test_a_session_without_a_subject_is_called_alike_everywhere(project, tmp_path):
+    from napari_brainmvp.plugin.new_study import enter
+
+    enter(project, lesion_study(tmp_path / "patient7", "ses-2"), None, None)
+    project.add_study(lesion_study(tmp_path, "other"))
+    older = [s.model_copy(update={"name": "ses-2"}) for s in project.studies[:1]]  # as older projects have them
+    project._update(studies=(*project.studies, *older))
+    names = ["patient7_ses-2", "other", "ses-2"]
+    assert [s.name for s in project.studies] == names
+    for name in names:
+        project.labels(name).record(strokes())
+    project.set_groups(dict(zip(names, "aba", strict=True)))
+    for layout in ("brats", "bids"):
+        out = export_dataset(project, tmp_path / layout, layout)
+        classes, found = read_participants(out / "participants.tsv"), find_studies(out)
+        assert sorted(class_of(s.name, classes) for s in found) == ["a", "a", "b"]
+        card = tiny_card("trained", training={"study digests": [name_digest(s.name) for s in found]})
+        for name in names:
+            with pytest.raises(StudyError, match=f"was trained on {name}"):
+                check_unseen(card, project, name)
+    assert project.add_study(lesion_study(name="ses-3")).name == "study-ses-3"
+    check_unseen(card, project, "study-ses-3")
+
+
 def test_an_export_that_fails_leaves_nothing_behind(project, tmp_path):
     project.add_study(lesion_study(tmp_path, "case"))
     project.labels("case").record(np.where(strokes() == 1, 1, 0))
@@ -1003,10 +1054,17 @@ def test_a_dataset_of_classes_needs_no_strokes(project, tmp_path, layout):
     assert len(found) == 3
 
 
-def test_labels_that_no_dataset_can_hold_are_said(project, tmp_path):
+def test_labels_that_no_dataset_can_hold_get_other_numbers(project, tmp_path):
     project.add_study(lesion_study(tmp_path, "case"))
     labels = strokes()
-    labels[0, 0, 0] = -4
+    labels[0, 0, 0], labels[0, 0, 1] = -4, 70000
     project.labels("case").record(labels)
-    with pytest.raises(StudyError, match="-4"):
-        export_dataset(project, tmp_path / "dataset")
+    project.know_values([-4, 70000])
+    project.set_regions({"odd": (-4, 70000)})
+    out = export_dataset(project, tmp_path / "dataset")
+    said = read_labels(out)
+    assert (said.labels, said.regions) == ({2: "Lesion", 3: "Label -4", 4: "Label 70000"}, {"odd": (3, 4)})
+    painted = read_label_map(find_studies(out)[0].labels).data
+    assert [painted[0, 0, k] for k in range(2)] == [3, 4]
+    assert (painted == 2).sum() == (labels == 2).sum()
+    assert project.labels("case").labels[0, 0, 0] == -4

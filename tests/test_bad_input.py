@@ -11,7 +11,15 @@ import pytest
 
 from conftest import brain, save
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
-from napari_brainmvp.io import atomic_path, image_files, read_image, read_label_map, read_study, write_label_map
+from napari_brainmvp.io import (
+    atomic_path,
+    find_studies,
+    image_files,
+    read_image,
+    read_label_map,
+    read_study,
+    write_label_map,
+)
 from napari_brainmvp.study import Grid
 
 
@@ -65,8 +73,14 @@ def test_no_modality_recognised(tmp_path):
 def test_two_files_for_one_modality(tmp_path):
     save(tmp_path / "a_t1.nii.gz", brain())
     save(tmp_path / "b_t1.nii.gz", brain())
-    with pytest.raises(StudyError, match=r"both a_t1.nii.gz and b_t1.nii.gz look like T1"):
+    with pytest.raises(StudyError, match=r"both a_t1.nii.gz and b_t1.nii.gz look like T1.*--scan t1="):
         read_study(tmp_path)
+    problems = []
+    (tmp_path / "next").mkdir()
+    save(tmp_path / "next" / "scan.nii.gz", brain())
+    assert find_studies(tmp_path, problems) == []  # where there is no --scan
+    assert all(word in reason for (_, reason), word in zip(problems, ("datalist", "next_t1.nii.gz"), strict=True))
+    assert "--scan" not in str(problems)
 
 
 def test_nan_and_inf_become_zero_with_a_warning(tmp_path):

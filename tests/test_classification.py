@@ -146,6 +146,8 @@ def test_tables_that_do(tmp_path):
         None,
     ]
     assert class_of("x_2", classes) is None
+    path.write_text("participant_id\tlesion\n1\tnone\n2\tNA\n3\tnan\n4\tN/A\n5\t \n")
+    assert read_participants(path) == {"1": "none", "2": "NA", "3": "nan"}
     with pytest.raises(FileError):
         read_participants(tmp_path / "nothing.tsv")
     path.write_bytes(b"\xff\xfe\x00participant_id")
@@ -497,9 +499,15 @@ def test_classify_and_evaluate_from_the_command_line(classifier, data, tmp_path)
     assert report["class"] == "patient"
     assert sum(report["probabilities"].values()) == pytest.approx(1, abs=1e-3)
     out = tmp_path / "saliency.nii.gz"
+    odd = data / "sub-90" / "anat" / "sub-90_desc-new_FLAIR.nii.gz"
+    odd.write_bytes(odd.with_name("sub-90_FLAIR.nii.gz").read_bytes())
     command = [*COMMAND, "classify", str(data / "sub-90"), "-m", classifier, "--saliency", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, "--scan flair=" in done.stderr) == (2, True)
+    command += ["--scan", f"flair={odd}"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert "patient" in done.stdout
+    odd.unlink()
     assert nib.load(out).shape == (40, 44, 36)
     table = tmp_path / "scores.csv"
     command = [*COMMAND, "evaluate", "-m", classifier, "--data", str(data), "--out", str(table)]
@@ -510,6 +518,26 @@ def test_classify_and_evaluate_from_the_command_line(classifier, data, tmp_path)
         lines = list(csv.DictReader(file))
     assert len(lines) == 18
     assert {line["case"] for line in lines} == {f"sub-{k:02d}" for k in range(9)}
+
+
+def test_the_same_participants_of_two_datasets_are_different_cases(classifier, tmp_path, capsys):
+    from napari_brainmvp.cli.evaluating import evaluate
+
+    sources = [tmp_path / "one", tmp_path / "two"]
+    for source, truth in zip(sources, (("patient", "control"), ("control", "patient")), strict=True):
+        for seed, name in enumerate(truth):
+            write_subject(source / f"sub-{seed}", seed, bright=name == "patient")
+        rows = [f"sub-{seed}\t{name}" for seed, name in enumerate(truth)]
+        (source / "participants.tsv").write_text("\n".join(("participant_id\tgroup", *rows)))
+    write_subject(sources[1] / "sub-2", 2, bright=True)  # of whom only this source says nothing
+    table = tmp_path / "scores.csv"
+    evaluate(model=[classifier], data=[*sources, sources[0]], out=table, device="cpu")
+    assert "sub-2 has no class" in " ".join(capsys.readouterr().out.split())
+    with table.open() as file:
+        truths = {line["case"]: line["truth"] for line in csv.DictReader(file)}
+    assert truths == {
+        "one/sub-0": "patient", "one/sub-1": "control", "two/sub-0": "control", "two/sub-1": "patient",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

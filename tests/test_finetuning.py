@@ -130,6 +130,11 @@ def test_label_descriptions_as_people_write_them(tmp_path):
     for content in ({"labels": {}}, {"labels": {"x": "y"}}, {"labels": {"1": "a"}, "unlabelled": 0}):
         with pytest.raises(StudyError):
             read_labels(content)
+    for wrong in ({"regions": ["core", "shell"]}, {"regions": {"core": 1}}, {"labels": [["1", "core"]]}):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"1": "core"}, **wrong}))
+        for read in (read_labels, find_labels):
+            with pytest.raises(StudyError, match=r"dataset\.json: .*regions as {name: \[values\]}"):
+                read(tmp_path)
     with pytest.raises(FileError, match="brats-ped"):
         read_labels(tmp_path / "none.json")
 

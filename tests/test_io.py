@@ -1,6 +1,7 @@
 """Reading and writing: names, formats, headers."""
 
 import datetime
+from pathlib import Path
 
 import nibabel as nib
 import nrrd
@@ -43,6 +44,31 @@ def test_the_modality_is_told_from_the_name(key, name):
     found = guess_modality(f"/somewhere/t1/{name}.nii.gz")
     assert found is not None
     assert found.key == key
+
+
+@pytest.mark.parametrize(
+    "study", ["case-post", "case_gd", "post-op-01", "patient_ce_1", "flair-01", "post", "sub-post", "seg-01"]
+)
+def test_what_a_study_is_called_says_nothing_of_its_scans(tmp_path, study, monkeypatch):
+    folder = tmp_path / study
+    folder.mkdir()
+    keys = ("t1", "t1c", "t2", "flair", "swi")
+    for key in keys:
+        save(folder / f"{study}_{key}.nii.gz", brain())
+    monkeypatch.chdir(folder)
+    for source in (folder, Path()):
+        files = find_studies(source)[0]
+        assert {key: path.name.split("_")[-1] for key, path in files.scans.items()} == {
+            key: f"{key}.nii.gz" for key in keys[:4]
+        }
+        assert "swi" in files.warnings[0]
+    bids = f"sub-{study.replace('-', '').replace('_', '')}_ses-post_T1w.nii.gz"
+    assert str(guess_modality(bids)) == "t1"
+
+
+def test_a_folder_called_by_a_modality_may_say_it():
+    assert str(guess_modality("T1/T1_post.nii.gz")) == "t1c"
+    assert str(guess_modality("IXI002-T1/IXI002-T1_brain.nii.gz")) == "t1"
 
 
 @pytest.mark.parametrize("name", ["photo", "pdf_scan", "t10", "t21", "updated", "cat1", "scan_003", "adcock"])

@@ -8,11 +8,21 @@ import napari
 import nibabel as nib
 import numpy as np
 import pytest
+from napari.layers import Image
+from napari.layers._source import layer_source
 from qtpy.QtCore import Qt, QTimer
 
 from conftest import brain, save
 from napari_brainmvp.io import read_study
-from napari_brainmvp.plugin.layers import KEY, layer_grid, layer_scan, layer_transform, study_layers, upright_frame
+from napari_brainmvp.plugin.layers import (
+    KEY,
+    layer_grid,
+    layer_modality,
+    layer_scan,
+    layer_transform,
+    study_layers,
+    upright_frame,
+)
 from napari_brainmvp.plugin.readers import get_reader
 from napari_brainmvp.plugin.widget import BrainMVPWidget
 from napari_brainmvp.study import Grid, LabelMap, Scan, Study, modality
@@ -349,3 +359,11 @@ def test_opening_the_widget_is_quick_and_imports_no_torch(home):
     seconds, modules = done.stdout.strip().splitlines()[-1].split(" ", 1)
     assert modules == "[]"
     assert float(seconds) < 1.5  # of the processor, as other tests run meanwhile
+
+
+def test_what_a_layer_shares_with_its_file_s_folder_says_nothing(tmp_path):
+    with layer_source(path=str(tmp_path / "case-post" / "case-post_t1.nii.gz")):
+        layer = Image(np.zeros((2, 2, 2)), name="case-post_t1")
+    assert layer_modality(layer).key == "t1"
+    layer.name = "t2"
+    assert layer_modality(layer).key == "t2"

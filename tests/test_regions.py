@@ -1,6 +1,7 @@
 """Regions of a project, classes that overlap: on the disk, in datasets, models, comparisons and a window."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from qtpy.QtWidgets import QDialogButtonBox, QLineEdit
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
 from models_for_tests import tiny_card
-from napari_brainmvp.annotation.comparison import compare, newest_model, predict_classes, region_classes
+from napari_brainmvp.annotation.comparison import check_unseen, compare, newest_model, predict_classes, region_classes
 from napari_brainmvp.annotation.content import LabelClass
 from napari_brainmvp.annotation.export import export_dataset
 from napari_brainmvp.annotation.features import compute_features
@@ -152,6 +153,19 @@ def test_a_model_learns_the_regions_and_its_answer_has_the_project_s_values(proj
     assert found.model == "mine"
     assert found.labels.shape == found.uncertainty.shape == study.grid.shape
     assert set(np.unique(found.labels)) <= {1, 2, 3, 5}
+    project.close()
+    with pytest.raises(StudyError, match="was trained on case"):
+        check_unseen(entry.card, project, "case")
+    moved = project.folder.rename(tmp_path / "renamed")
+    shutil.rmtree(moved / "datasets")
+    again = AnnotationProject.open(moved)
+    assert newest_model(again).card.name == "mine"
+    other = AnnotationProject.create(project.folder)  # where the model's dataset was
+    (other.folder / "datasets" / "one").mkdir(parents=True)
+    assert newest_model(other) is None
+    assert (entry.card.training["projects"], other.identity) == ([again.identity], "")
+    for opened in (again, other):
+        opened.close()
 
 
 def regions_card(regions: dict[str, tuple[int, ...]]):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_brainmvp.annotation.content import LabelClass
+from napari_brainmvp.annotation.export import Layout, exported_name
 from napari_brainmvp.annotation.features import StudyFeatures
 from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor
 from napari_brainmvp.annotation.project import AnnotationProject
@@ -83,20 +84,28 @@ class ModelPrediction:
 
 
 def newest_model(project: AnnotationProject) -> ModelEntry | None:
-    """Find the model that was fine-tuned on this project last."""
+    """Find the model that was fine-tuned on this project last.
+
+    By the project's identity; a model whose card names no project, by where its dataset lay.
+    """
     found, exported = [], {path_digest(path) for path in (project.folder / "datasets").glob("*")}
     for entry in list_models():
-        recipe = entry.card.training.get("recipe")
-        sources = without_paths(recipe).get("data", ()) if isinstance(recipe, dict) else ()
-        digests = {source.get("digest") for source in sources if isinstance(source, dict)}
-        if entry.card.task == "segmentation" and digests & exported:
+        training = entry.card.training
+        if isinstance(projects := training.get("projects"), list) and projects:
+            ours = project.identity in projects
+        else:
+            recipe = training.get("recipe")
+            sources = without_paths(recipe).get("data", ()) if isinstance(recipe, dict) else ()
+            ours = any(source.get("digest") in exported for source in sources if isinstance(source, dict))
+        if entry.card.task == "segmentation" and ours:
             found.append((entry.folder.stat().st_mtime, entry.card.name, entry))
     return max(found, key=lambda f: f[:2])[2] if found else None
 
 
-def check_unseen(card: ModelCard, study: str) -> None:
-    """Raise :class:`StudyError` where a model was trained on the study of this name."""
-    if name_digest(study) in card.training.get("study digests", ()):
+def check_unseen(card: ModelCard, project: AnnotationProject, study: str) -> None:
+    """Raise :class:`StudyError` where a model was trained on the project's study of this name, in any layout."""
+    names = {study, *(exported_name(project, study, layout) for layout in get_args(Layout))}
+    if {name_digest(name) for name in names} & {*card.training.get("study digests", ())}:
         raise StudyError(f"{card.name} was trained on {study}: compare on a study that was painted since.")
 
 

@@ -10,9 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.study import Grid
 
-__all__ = ["CLASS_COLORS", "LabelClass", "ProjectContent", "StudyReference", "check_classes", "default_classes"]
+__all__ = [
+    "CLASS_COLORS",
+    "CLASS_COLUMN",
+    "LabelClass",
+    "ProjectContent",
+    "StudyReference",
+    "check_classes",
+    "default_classes",
+]
 
 CLASS_COLORS = ("#d1495b", "#f2c14e", "#2fbf9b", "#9b6dd6", "#e07a3f", "#6fb98f", "#c06c84")
+CLASS_COLUMN = "group"
+"""What tables call the studies' classes where no other name is known."""
+
 _BACKGROUND_COLOR = "#4a90d9"
 
 
@@ -95,6 +106,10 @@ class ProjectContent(BaseModel):
         Class values that make up each region, see :mod:`~napari_brainmvp.annotation.regions`; empty where the classes
         exclude each other, as in files that are older than regions.
     studies : tuple of StudyReference
+    class_column : str
+        What tables call the studies' classes: the column that they were read from last.
+    identity : str
+        By which models know the project wherever its folder is: hexadecimal digits, drawn with the first export.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -103,6 +118,8 @@ class ProjectContent(BaseModel):
     classes: tuple[LabelClass, ...]
     regions: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     studies: tuple[StudyReference, ...] = ()
+    class_column: str = Field(CLASS_COLUMN, min_length=1)
+    identity: str = Field("", pattern=r"^[0-9a-f]*$")
 
 
 def default_classes() -> tuple[LabelClass, ...]:

@@ -7,7 +7,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -17,16 +18,19 @@ from napari_brainmvp import __version__
 from napari_brainmvp.annotation.content import StudyReference
 from napari_brainmvp.annotation.participants import subject_labels, write_participants
 from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.annotation.project_file import session_free
 from napari_brainmvp.annotation.regions import painted_regions
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 from napari_brainmvp.io import image_files, make_folder, write_image, write_label_map, write_text_atomic
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.study import Scan, Study
 
-__all__ = ["Layout", "Task", "export_dataset", "left_out"]
+__all__ = ["Layout", "Task", "export_dataset", "exported_name", "left_out"]
 
 _BIDS = {"t1": "T1w", "t1c": "ce-gadolinium_T1w", "t2": "T2w", "flair": "FLAIR", "pd": "PDw", "mra": "angio"}
 _LEFT_OUT = "left_out.txt"
+_LARGEST = 65535
+"""Label value that readers take."""
 logger = logging.getLogger(__name__)
 
 Layout = Literal["brats", "bids"]
@@ -47,10 +51,10 @@ def export_dataset(
 
     ``"brats"``: one folder a study with ``NAME_MODALITY`` and ``NAME_seg`` files. ``"bids"``: ``sub-NAME/anat`` with
     BIDS names and ``dseg`` files. For segmentation, the studies with strokes, and a ``dataset.json`` that says what
-    label values and regions mean (0 is unlabelled, so that sparse labels train as they are); for classification, the
-    studies with a class, without strokes. With a ``participants.tsv`` where studies have a class. Scans are copied,
-    those whose voxels are in a second file (NRRD) as NIfTI. A study whose scans cannot be read is left out, and
-    ``left_out.txt`` says why.
+    label values and regions mean (0 is unlabelled, so that sparse labels train as they are; a class whose number no
+    label map can hold gets a free one); for classification, the studies with a class, without strokes. With a
+    ``participants.tsv`` where studies have a class. Scans are copied, those whose voxels are in a second file (NRRD)
+    as NIfTI. A study whose scans cannot be read is left out, and ``left_out.txt`` says why.
 
     Parameters
     ----------
@@ -69,7 +73,7 @@ def export_dataset(
     FileError
         The folder holds something, or cannot be written.
     StudyError
-        Too little is annotated, none of it can be read, or a label value does not fit into a NIfTI file.
+        Too little is annotated, or none of it can be read.
     Cancelled
         Nothing is written.
     """
@@ -97,6 +101,17 @@ def left_out(dataset: Path) -> list[str]:
     return [line.split(":")[0] for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
+def exported_name(project: AnnotationProject, name: str, layout: Layout) -> str:
+    """Return what a study of the project is called in a dataset: as readers name it, unlike all others."""
+    names = [s.name for s in project.studies]
+    if layout == "bids":
+        return f"sub-{subject_labels(names)[name]}"
+    plain = session_free(name)  # an older project may have a study of such a name
+    while plain != name and plain in names:
+        plain = f"study-{plain}"
+    return plain
+
+
 def _values(project: AnnotationProject, name: str) -> set[int]:
     """Return the label values of a study; empty where nothing is painted."""
     labels = project.labels(name).labels
@@ -117,14 +132,7 @@ def _check(project: AnnotationProject, studies: Sequence[StudyReference], task: 
         raise StudyError("No study of the project has a label yet: paint some strokes first.")
     used: set[int] = set()
     for reference in studies:
-        values = _values(project, reference.name)
-        strange = [v for v in sorted(values) if not 0 < v <= 65535]
-        if strange:
-            raise StudyError(
-                f"{reference.name} holds the label {strange[0]}, which a dataset cannot: give that class a number "
-                "between 1 and 65535."
-            )
-        used |= values
+        used |= _values(project, reference.name)
     if used <= {project.background.value}:
         raise StudyError("Only background is labelled: paint some of what you are looking for, too.")
     if project.regions and not painted_regions(project.regions, used):
@@ -132,6 +140,13 @@ def _check(project: AnnotationProject, studies: Sequence[StudyReference], task: 
             f"No class of the region {next(iter(project.regions))!r} or of another is painted: paint one of them, or "
             "take the regions away."
         )
+
+
+def _numbers(project: AnnotationProject, studies: Iterable[StudyReference]) -> dict[int, int]:
+    """Return the values that a label map cannot hold, and in their place the lowest numbers that no class has."""
+    values = {c.value for c in project.classes}.union(*(_values(project, s.name) for s in studies))
+    free = (number for number in count(1) if number not in values)
+    return {value: next(free) for value in sorted(values) if not 0 < value <= _LARGEST}
 
 
 def _link(source: str | Path, target: str | Path) -> None:
@@ -148,7 +163,7 @@ class _Dataset:
     def __init__(self, project: AnnotationProject, folder: Path, layout: Layout, task: Task, link: bool) -> None:
         self.project, self.folder, self.layout, self.task = project, folder, layout, task
         self._put = _link if link else shutil.copyfile
-        self.subjects = subject_labels(s.name for s in project.studies)
+        self.numbers = _numbers(project, project.studies if task == "segmentation" else ())
         self.written: list[StudyReference] = []
         self.left_out: list[str] = []
 
@@ -171,7 +186,10 @@ class _Dataset:
             self._copy(scan, target / f"{name}_{_BIDS.get(key, key) if self.layout == 'bids' else key}")
         if self.task == "segmentation":
             ending = "dseg" if self.layout == "bids" else "seg"
-            labels, like = self.project.labels(study.name).labels, study.scans[study.reference].path
+            painted, like = self.project.labels(study.name).labels, study.scans[study.reference].path
+            labels = painted.copy()
+            for value, number in self.numbers.items():
+                labels[painted == value] = number
             write_label_map(target / f"{name}_{ending}.nii.gz", labels, study.grid, like=like)
 
     def _copy(self, scan: Scan, to: Path) -> None:
@@ -188,7 +206,10 @@ class _Dataset:
 
     def _identity(self, name: str) -> str:
         """Name a study in the dataset: as its folder is called, which is where readers look for its class."""
-        return f"sub-{self.subjects[name]}" if self.layout == "bids" else name
+        return exported_name(self.project, name, self.layout)
+
+    def _number(self, value: int) -> int:
+        return self.numbers.get(value, value)
 
     def describe(self) -> None:
         """Write what the dataset is, once all studies are in it."""
@@ -205,8 +226,9 @@ class _Dataset:
         if self.layout == "bids":
             self._describe_derivative()
         if any(s.group for s in self.written):
-            rows = [{"participant_id": self._identity(s.name), "group": s.group or "n/a"} for s in self.written]
-            write_participants(self.folder / "participants.tsv", rows)
+            column = self.project.class_column
+            rows = [{"participant_id": self._identity(s.name), column: s.group or "n/a"} for s in self.written]
+            write_participants(self.folder / "participants.tsv", rows, ("participant_id", column))
 
     def _describe_labels(self) -> None:
         """Write ``dataset.json``: what nobody has painted yet, class or region, is left out, it cannot be learned."""
@@ -214,13 +236,15 @@ class _Dataset:
         classes = [c for c in self.project.classes if not c.background and c.value in used]
         content: dict[str, object] = {
             "name": self.project.folder.name,
-            "labels": {str(c.value): c.name for c in classes},
-            "colors": {str(c.value): c.color for c in classes},
-            "background": self.project.background.value,
+            **({"project": identity} if (identity := self.project.identify()) else {}),
+            "labels": {str(self._number(c.value)): c.name for c in classes},
+            "colors": {str(self._number(c.value)): c.color for c in classes},
+            "background": self._number(self.project.background.value),
             "unlabelled": 0,
         }
         if self.project.regions:
-            content["regions"] = painted_regions(self.project.regions, used)
+            regions = painted_regions(self.project.regions, used)
+            content["regions"] = {name: [self._number(v) for v in values] for name, values in regions.items()}
         write_text_atomic(self.folder / "dataset.json", json.dumps(content, indent=2) + "\n")
 
     def _describe_derivative(self) -> None:

@@ -5,29 +5,48 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from napari_brainmvp.annotation.content import CLASS_COLUMN, StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import FileError
 from napari_brainmvp.io import class_of, read_participants, write_text_atomic
-from napari_brainmvp.io.participants import read_table
+from napari_brainmvp.io.participants import likely_column, participant_of, read_table, subject_of
 
-__all__ = ["export_participants", "import_participants", "subject_labels", "write_participants"]
+__all__ = [
+    "class_column",
+    "export_participants",
+    "import_participants",
+    "mixed_subjects",
+    "subject_labels",
+    "write_participants",
+]
 
-_ID, _GROUP = "participant_id", "group"
+_ID = "participant_id"
+
+
+def class_column(project: AnnotationProject, columns: Sequence[str]) -> str:
+    """Return the column of a table that holds the studies' classes; empty where that is open.
+
+    The one that the project has them from, ``group``, or what
+    :func:`~napari_brainmvp.io.participants.likely_column` finds.
+    """
+    known = (c for c in (project.class_column, CLASS_COLUMN) if c in columns)
+    return next(known, "") or likely_column(columns)
 
 
 def import_participants(project: AnnotationProject, path: Path, column: str = "") -> int:
     """Read the studies' classes from a ``participants.tsv``; return how many studies got one.
+
+    The project remembers the column's name for :func:`export_participants`.
 
     Parameters
     ----------
     project : AnnotationProject
     path : Path
     column : str
-        Which column holds the class; empty for ``group``, which :func:`export_participants` writes, and where there
-        is none for what :func:`~napari_brainmvp.io.read_participants` takes.
+        Which column holds the class; empty for what :func:`class_column` finds.
 
     Raises
     ------
@@ -37,21 +56,30 @@ def import_participants(project: AnnotationProject, path: Path, column: str = ""
         A column is missing or empty, it cannot be told which one is meant, or a participant has two classes.
     """
     columns, _ = read_table(path)
-    said = read_participants(path, column or (_GROUP if _GROUP in columns else ""))
+    chosen = column or class_column(project, columns)
+    said = read_participants(path, chosen)
     names = [s.name for s in project.studies]
     groups = {name: said[participant] for name, participant in _match(names, said).items()}
     for name in names:
         if name not in groups and "_" in name and (group := class_of(name, said)):  # a session of a subject
             groups[name] = group
-    project.set_groups(groups)
+    project.set_groups(groups, chosen)
     return len(groups)
 
 
-def export_participants(project: AnnotationProject, path: Path, column: str = _GROUP) -> Path:
+def export_participants(project: AnnotationProject, path: Path, column: str = "") -> Path:
     """Write the studies' classes into a ``participants.tsv``; ``n/a`` where nobody said.
 
     In a table that is there already, only this column of the project's studies is changed, and only where the project
-    knows the class: other columns and other participants stay as they are.
+    knows the class: other columns and other participants stay as they are. Sessions of one subject share its row where
+    no two are of different classes; the sessions of :func:`mixed_subjects` get a row each.
+
+    Parameters
+    ----------
+    project : AnnotationProject
+    path : Path
+    column : str
+        Empty for the one that the classes were imported from, or else ``group``.
 
     Raises
     ------
@@ -60,23 +88,58 @@ def export_participants(project: AnnotationProject, path: Path, column: str = _G
     StudyError
         A table that is there has no column ``participant_id``.
     """
+    column = column or project.class_column
     columns, rows = read_table(path) if path.exists() else ([_ID, column], [])
     for number, row in enumerate(rows, start=2):
         if None in row:
             raise FileError(f"{path}, line {number}, has more cells than there are columns: correct it.")
     known = {row[_ID].strip(): row for row in rows}
-    labels = subject_labels(s.name for s in project.studies)
-    matches = _match(labels, known)
-    for study in project.studies:
-        if study.name not in matches:
-            new = {_ID: f"sub-{labels[study.name]}", column: study.group or "n/a"}
-            rows.append(dict.fromkeys(columns, "n/a") | new)
-        elif study.group:
-            known[matches[study.name]][column] = study.group
+    for name, participant in _rows_of(project.studies, known).items():
+        if participant not in known:
+            known[participant] = dict.fromkeys(columns, "n/a") | {_ID: participant, column: "n/a"}
+            rows.append(known[participant])
+        if group := project.study(name).group:
+            known[participant][column] = group
     return write_participants(path, rows, [*columns, *({column} - {*columns})])
 
 
-def write_participants(path: Path, rows: Iterable[dict[str, str]], columns: Iterable[str] = (_ID, _GROUP)) -> Path:
+def mixed_subjects(project: AnnotationProject) -> list[str]:
+    """List the subjects whose sessions are of different classes: no one row can tell them."""
+    return [subject for subject, sessions in _sessions(project.studies).items() if _differ(sessions)]
+
+
+def _sessions(studies: Iterable[StudyReference]) -> dict[str, list[StudyReference]]:
+    """Sort the studies that are sessions by their name, by subject."""
+    found: dict[str, list[StudyReference]] = {}
+    for study in studies:
+        if (subject := subject_of(study.name)) != study.name:
+            found.setdefault(subject, []).append(study)
+    return found
+
+
+def _differ(studies: Iterable[StudyReference]) -> bool:
+    return len({s.group for s in studies} - {""}) > 1
+
+
+def _rows_of(studies: Sequence[StudyReference], participants: Collection[str]) -> dict[str, str]:
+    """Say in which participant's row each study belongs, in their order; some of the participants may be new."""
+    labels = subject_labels(s.name for s in studies)
+    found = _match(labels, participants)
+    owners = {participant: name for name, participant in found.items()}
+    for subject, sessions in _sessions(studies).items():
+        plain = re.fullmatch(r"(sub-)?([A-Za-z0-9]+)", subject)
+        shared = participant_of(subject, participants) or (f"sub-{plain[2]}" if plain else None)
+        if shared is None:
+            continue
+        own = [s for s in studies if s.name == owners.get(shared) or f"sub-{labels[s.name]}" == shared]
+        if not _differ([*own, *sessions]):
+            found |= {s.name: shared for s in sessions if s.name not in found}
+    return {s.name: found.get(s.name, f"sub-{labels[s.name]}") for s in studies}
+
+
+def write_participants(
+    path: Path, rows: Iterable[dict[str, str]], columns: Iterable[str] = (_ID, CLASS_COLUMN)
+) -> Path:
     """Write a ``participants.tsv``, complete or not at all; ``n/a`` where a row lacks a column."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), restval="n/a", delimiter="\t", lineterminator="\n")

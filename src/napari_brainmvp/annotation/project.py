@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
-from pydantic import ValidationError
 
 from napari_brainmvp.annotation.content import (
     CLASS_COLORS,
@@ -22,14 +20,15 @@ from napari_brainmvp.annotation.content import (
 )
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.lock import ProjectLock
+from napari_brainmvp.annotation.project_file import read_content, study_name, write_content
 from napari_brainmvp.annotation.regions import Regions, check_regions
 from napari_brainmvp.errors import FileError, LockedError, StudyError
-from napari_brainmvp.io import read_scan, read_study, write_image, write_text_atomic
+from napari_brainmvp.io import read_scan, read_study, write_image
+from napari_brainmvp.io.participants import is_missing
 from napari_brainmvp.study import Study
 
 __all__ = ["AnnotationProject"]
 
-_FILE = "project.json"
 logger = logging.getLogger(__name__)
 
 
@@ -43,7 +42,7 @@ class AnnotationProject:
         self.folder, self._content, self._lock = folder, content, lock
         self._histories: dict[str, LabelHistory] = {}
         self._labelled = {path.name for path in (folder / "labels").glob("*")}
-        self._loading = threading.Lock()
+        self._loading, self._changing = threading.Lock(), threading.Lock()
 
     @classmethod
     def create(cls, folder: str | Path, classes: tuple[LabelClass, ...] = ()) -> AnnotationProject:
@@ -58,7 +57,7 @@ class AnnotationProject:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileError(f"{path} is not empty: choose a new folder for the project, or open the one that is there.")
         content = ProjectContent(classes=check_classes(classes or default_classes()))
-        _write(path, content)
+        write_content(path, content)
         return cls.open(path)
 
     @classmethod
@@ -71,15 +70,7 @@ class AnnotationProject:
             There is no project in the folder, or its file is damaged.
         """
         path = Path(folder).expanduser().resolve()
-        try:
-            text = (path / _FILE).read_text(encoding="utf-8")
-            content = ProjectContent.model_validate(json.loads(text))
-            check_regions(content.regions.items(), check_classes(content.classes))
-        except OSError as error:
-            raise FileError(f"{path} holds no annotation project ({error.strerror}): choose its folder.") from error
-        except (ValidationError, ValueError, StudyError) as error:
-            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            raise FileError(f"{path / _FILE} is damaged ({why}): correct or restore it.") from error
+        content = read_content(path)
         lock = ProjectLock(path)
         lock.acquire()
         return cls(path, content, lock)
@@ -126,6 +117,25 @@ class AnnotationProject:
         """The studies, in the order in which they were added."""
         return self._content.studies
 
+    @property
+    def class_column(self) -> str:
+        """What tables call the studies' classes: the column that they were read from last."""
+        return self._content.class_column
+
+    @property
+    def identity(self) -> str:
+        """By which models know the project wherever its folder is; empty before the first export."""
+        return self._content.identity
+
+    def identify(self) -> str:
+        """Return :attr:`identity`, drawn now where there is none; none where the project cannot be written."""
+        if not self.identity:
+            try:
+                self._update(identity=uuid4().hex)
+            except FileError as error:
+                logger.warning("%s has no identity: %s", self.folder.name, error)
+        return self.identity
+
     def study(self, name: str) -> StudyReference:
         """Find a study.
 
@@ -169,7 +179,7 @@ class AnnotationProject:
             The project is open elsewhere, or cannot be written.
         """
         self._writable()
-        name = self._free_name(_study_name(study.name))
+        name = self._free_name(study_name(study.name))
         scans = {}
         for key, scan in study.scans.items():
             path = scan.path
@@ -265,20 +275,25 @@ class AnnotationProject:
             )
             self.set_classes((*self.classes, *added))
 
-    def set_groups(self, groups: Mapping[str, str]) -> None:
-        """Say which class whole studies belong to, by study name; empty for none.
+    def set_groups(self, groups: Mapping[str, str], column: str = "") -> None:
+        """Say which class whole studies belong to.
+
+        Parameters
+        ----------
+        groups : mapping of str to str
+            By study name; empty, or "n/a" as in BIDS, for none.
+        column : str
+            What the table that they are from calls them, which export keeps; empty to leave that as it is.
 
         Raises
         ------
         StudyError
             The project has no study of a name.
         """
-        for name in groups:
-            self.study(name)
+        said = {self.study(name).name: "" if is_missing(group) else group.strip() for name, group in groups.items()}
         self._update(
-            studies=tuple(
-                s.model_copy(update={"group": groups[s.name].strip()}) if s.name in groups else s for s in self.studies
-            )
+            studies=tuple(s.model_copy(update={"group": said[s.name]}) if s.name in said else s for s in self.studies),
+            class_column=column or self.class_column,
         )
 
     def _resolved(self, path: str) -> Path:
@@ -298,16 +313,8 @@ class AnnotationProject:
             )
 
     def _update(self, **changes: object) -> None:
-        self._writable()
-        content = self._content.model_copy(update=changes)
-        _write(self.folder, content)
-        self._content = content
-
-
-def _write(folder: Path, content: ProjectContent) -> None:
-    unused = None if content.regions else {"regions"}  # so that older versions read what they know
-    write_text_atomic(folder / _FILE, content.model_dump_json(indent=2, exclude=unused) + "\n")
-
-
-def _study_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100] or "study"
+        with self._changing:  # an export is a thread of its own
+            self._writable()
+            content = self._content.model_copy(update=changes)
+            write_content(self.folder, content)
+            self._content = content

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_brainmvp.cli.console import progress_bar, say, table
+from napari_brainmvp.cli.console import named_scans, progress_bar, say, table
 from napari_brainmvp.errors import BrainMVPError, FileError, StudyError
 
 if TYPE_CHECKING:
+    from napari_brainmvp.io import StudyFiles
     from napari_brainmvp.models import ModelCard
     from napari_brainmvp.training.cache import Problem
 
@@ -23,6 +25,7 @@ def classify(
     study: Annotated[list[Path], typer.Argument(help="A study's folder, or its files.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Classification model, by name or folder.")],
     saliency: Annotated[Path | None, typer.Option(help="Also write what speaks for the class (.nii.gz).")] = None,
+    scan: Annotated[list[str] | None, typer.Option(help="Say which file is which: t1c=FILE. Repeatable.")] = None,
     target: Annotated[str, typer.Option("--class", help="That class; default the most probable one.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
@@ -33,7 +36,7 @@ def classify(
 
     if saliency is not None and saliency.exists():
         raise FileError(f"{saliency} exists: choose another name for --saliency.")
-    loaded = read_study(study[0] if len(study) == 1 else study)
+    loaded = read_study(study[0] if len(study) == 1 else study, modalities=named_scans(scan or ()))
     with progress_bar(quiet=as_json) as progress:
         result = run(loaded, model, saliency=saliency is not None, target=target, device=device, progress=progress)
     if saliency is not None and result.saliency is not None:
@@ -75,8 +78,6 @@ def evaluate(
 ) -> None:
     """Measure models on studies whose answer is known: Dice, HD95 and volumes, or accuracy, AUC and F1."""
     from napari_brainmvp.models import find_model, load_model
-    from napari_brainmvp.training.cache import Problem
-    from napari_brainmvp.training.sources import DataSource, find_files
 
     if out.exists() and not overwrite:
         raise FileError(f"{out} exists: choose another name, or add --overwrite.")
@@ -86,19 +87,48 @@ def evaluate(
         raise BrainMVPError(f"{first.name} is a {first.task} model: choose a segmentation or classification model.")
     mappings = read_mappings(values or (), {name: entry.card for name, entry in entries.items()})
     models = {name: load_model(entry, first.task) for name, entry in entries.items()}
-    found = [find_files(DataSource(path=str(path))) for path in data]
-    studies = [files for listed, _ in found for files in listed]
-    problems = [Problem(name, reason) for _, unreadable in found for name, reason in unreadable]
+    data = list({path.expanduser().resolve(): path for path in data}.values())  # once, also if it is named twice
+    sources, problems = _sources(data)
+    studies = [files for listed in sources for _, files in listed]
     if not studies:
         why = f" The first problem: {problems[0].name}: {problems[0].reason}" if problems else ""
         raise StudyError(f"There is no study in {', '.join(map(str, data))}.{why}")
     if first.task == "segmentation":
         problems += _segmentations(models, studies, data, labels, mappings, device, out)
     else:
-        problems += _classifications(models, studies, data, participants, column, device, out)
+        classes = _classes(data, sources, participants, column)
+        problems += _classifications(models, studies, classes, device, out)
     for problem in dict.fromkeys(problems):  # every model meets the same bad study
         say(f"Note: left out {problem.name}: {problem.reason}")
     say(f"Wrote {out}")
+
+
+def _sources(data: Sequence[Path]) -> tuple[list[list[tuple[str, StudyFiles]]], list[Problem]]:
+    """List the studies of every source: the name that each has there, and its files under a name that no other has."""
+    from napari_brainmvp.training.cache import Problem
+    from napari_brainmvp.training.sources import DataSource, find_files, unique_names
+
+    found = [find_files(DataSource(path=str(path))) for path in data]
+    names = unique_names([[*(f.name for f in listed), *(name for name, _ in bad)] for listed, bad in found], data)
+    sources, problems = [], []
+    for (listed, bad), given in zip(found, names, strict=True):
+        sources.append([(f.name, replace(f, name=name)) for f, name in zip(listed, given, strict=False)])
+        problems += [Problem(name, reason) for name, (_, reason) in zip(given[len(listed) :], bad, strict=True)]
+    return sources, problems
+
+
+def _classes(
+    data: Sequence[Path], sources: Sequence[Sequence[tuple[str, StudyFiles]]], participants: str, column: str
+) -> dict[str, str]:
+    """Find the studies' classes, each in the table of its own source, or in the one that is named for all."""
+    from napari_brainmvp.io import class_of, read_participants
+
+    classes: dict[str, str] = {}
+    for path, listed in zip(data, sources, strict=True):
+        table = Path(participants) if participants else (path if path.is_dir() else path.parent) / "participants.tsv"
+        said = read_participants(table, column)
+        classes |= {files.name: found for name, files in listed if (found := class_of(name, said)) is not None}
+    return classes
 
 
 def read_mappings(texts: Sequence[str], cards: Mapping[str, ModelCard]) -> dict[str, dict[int, int]]:
@@ -141,7 +171,7 @@ def read_mappings(texts: Sequence[str], cards: Mapping[str, ModelCard]) -> dict[
 
 def _segmentations(
     models: dict[str, Any],
-    studies: list[Any],
+    studies: list[StudyFiles],
     data: list[Path],
     labels: str,
     mappings: Mapping[str, dict[int, int]],
@@ -195,23 +225,17 @@ def _mapping(text: str, pairs: str) -> dict[int, int]:
 
 def _classifications(
     models: dict[str, Any],
-    studies: list[Any],
-    data: list[Path],
-    participants: str,
-    column: str,
+    studies: list[StudyFiles],
+    classes: Mapping[str, str],
     device: str,
     out: Path,
 ) -> list[Problem]:
     import numpy as np
 
-    from napari_brainmvp.io import read_participants, write_text_atomic
+    from napari_brainmvp.io import write_text_atomic
     from napari_brainmvp.training.evaluation import classes_csv, evaluate_classification, mcnemar
     from napari_brainmvp.training.metrics import class_scores
 
-    tables = (
-        [Path(participants)] if participants else [(p if p.is_dir() else p.parent) / "participants.tsv" for p in data]
-    )
-    classes = {name: value for path in tables for name, value in read_participants(path, column).items()}
     results, rows = {}, []
     left_out: list[Problem] = []
     with progress_bar() as progress:

@@ -4,7 +4,8 @@ from napari_brainmvp.io.atomic import atomic_path, make_folder, write_text_atomi
 from napari_brainmvp.io.images import IMAGE_SUFFIXES, image_files, is_image_path, read_image, read_label_map, read_scan
 from napari_brainmvp.io.names import guess_modality, is_label_name, stem
 from napari_brainmvp.io.participants import class_of, read_participants
-from napari_brainmvp.io.studies import StudyFiles, find_studies, read_datalist, read_study, sort_files
+from napari_brainmvp.io.sorting import StudyFiles, sort_files
+from napari_brainmvp.io.studies import find_studies, read_datalist, read_study
 from napari_brainmvp.io.writing import write_image, write_label_map
 
 __all__ = [

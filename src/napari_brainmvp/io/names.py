@@ -33,7 +33,7 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("t2", r"t2(?:w|tse|fse)?(?: ?w)?"),
     )
 )
-_SUBJECT = re.compile(r"^sub-[A-Za-z0-9]+_(?=.)")
+_SUBJECT = re.compile(r"^sub-[A-Za-z0-9]+_(?:ses-[A-Za-z0-9]+_)?(?=.)")
 _LABEL = re.compile(
     r"(?<![a-z])(?:seg|segmentation|segm|dseg|mask|labels?|roi|annotation|gt|ground ?truth|msk)(?![a-z])"
 )
@@ -59,10 +59,23 @@ def _words(path: str | Path) -> str:
     return re.sub(r"[^a-z0-9+]+", " ", stem(path).lower()).strip()
 
 
+def _folder(path: str | Path) -> str:
+    """Name the folder a file lies in, also where the path is relative to it."""
+    return Path(path).absolute().parent.name
+
+
+def _own_part(path: str | Path, study: str) -> str:
+    """Return a file's name without the study's name or the BIDS subject and session that it begins with."""
+    name = stem(path)
+    if study and re.match(rf"{re.escape(study)}(?![A-Za-z0-9]).", name, re.IGNORECASE):
+        name = name[len(study) :]
+    return _SUBJECT.sub("", name)
+
+
 def is_label_name(path: str | Path) -> bool:
     """Tell whether a file's name says that it holds labels.
 
-    What it shares with its folder, and a BIDS subject, is the study's name and says nothing.
+    What it shares with its folder, and a BIDS subject and session, is the study's name and says nothing.
 
     Examples
     --------
@@ -73,17 +86,23 @@ def is_label_name(path: str | Path) -> bool:
     >>> is_label_name("masks/seg/seg_1.nii.gz")
     True
     """
-    name, study = stem(path), Path(path).parent.name
-    if name.startswith(study) and name != study and _LABEL.sub("", _words(study)).strip():
-        name = name[len(study) :]
-    return _LABEL.search(_words(_SUBJECT.sub("", name))) is not None
+    study = _folder(path)
+    name = _own_part(path, study if _LABEL.sub("", _words(study)).strip() else "")
+    return _LABEL.search(_words(name)) is not None
 
 
-def guess_modality(path: str | Path) -> Modality | None:
+def guess_modality(path: str | Path, *, whole: bool = True) -> Modality | None:
     """Guess a scan's modality from its file or folder name; None where the name does not say.
 
     A T1-weighted scan is taken as contrast-enhanced where the name says so anywhere
-    (``t1_mprage_gd``, ``sub-01_ce-gadolinium_T1w``).
+    (``t1_mprage_gd``, ``sub-01_ce-gadolinium_T1w``). What a name shares with its folder, and a BIDS subject and
+    session, is the study's name and says nothing, unless the folder is called by a modality and nothing else.
+
+    Parameters
+    ----------
+    path : str or Path
+    whole : bool
+        Ask the study's name after all where the rest says nothing.
 
     Examples
     --------
@@ -91,8 +110,25 @@ def guess_modality(path: str | Path) -> Modality | None:
     't1c'
     >>> str(guess_modality("sub-01_ce-gadolinium_T1w.nii.gz"))
     't1c'
+    >>> str(guess_modality("case-post/case-post_t1.nii.gz")), str(guess_modality("T1/T1_post.nii.gz"))
+    ('t1', 't1c')
     """
-    words = _words(path)
+    study = _folder(path)
+    own = _said(_words(_own_part(path, "" if _is_modality(study) else study)))
+    return _said(_words(path)) if own is None and whole else own
+
+
+def _is_modality(folder: str) -> bool:
+    """Tell whether a folder is called by a modality and nothing else, as ``T1`` or ``t1 post``."""
+    words = _words(folder)
+    if _said(words) is None:
+        return False
+    for pattern in (*(pattern for _, pattern in _RULES), _CONTRAST, _WITHOUT):
+        words = pattern.sub(" ", words)
+    return not words.strip()
+
+
+def _said(words: str) -> Modality | None:
     for key, pattern in _RULES:
         if pattern.search(words):
             if key == "t1" and _CONTRAST.search(words) and not _WITHOUT.search(words):

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from napari_brainmvp.errors import FileError, StudyError
 
-__all__ = ["class_of", "read_participants", "read_table"]
+__all__ = ["class_of", "is_missing", "likely_column", "participant_of", "read_participants", "read_table", "subject_of"]
 
+_ID = "participant_id"
 _USUAL = ("diagnosis", "group", "class", "label", "dx")
-_MISSING = ("", "n/a", "na", "nan", "none")
+_MISSING = ("", "n/a")  # and nothing else, as in BIDS: "none" may be a class
+
+
+def is_missing(value: str) -> bool:
+    """Tell whether a cell says nothing: it is empty, or "n/a"."""
+    return value.strip().lower() in _MISSING
 
 
 def read_table(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -31,7 +37,7 @@ def read_table(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
             rows, columns = list(reader), list(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"{path} is no readable table ({error}): give a participants.tsv.") from error
-    if "participant_id" not in columns:
+    if _ID not in columns:
         raise StudyError(f"{path} has no column participant_id: it has {', '.join(columns) or 'none'}.")
     return columns, rows
 
@@ -49,7 +55,7 @@ def read_participants(path: str | Path, column: str = "") -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Class by participant; those whose class is empty or "n/a" are left out.
+        Class by participant; those whose class is empty or "n/a", in whatever capitals, are left out.
 
     Raises
     ------
@@ -60,13 +66,16 @@ def read_participants(path: str | Path, column: str = "") -> dict[str, str]:
     """
     path = Path(path).expanduser()
     columns, rows = read_table(path)
-    chosen = column or _choose(path, columns)
+    chosen = column or likely_column(columns)
+    if not chosen:
+        others = ", ".join(c for c in columns if c != _ID)
+        raise StudyError(f"{path}: say which column holds the class: {others or 'there is none'}.")
     if chosen not in columns:
         raise StudyError(f"{path} has no column {chosen!r}: choose one of {', '.join(columns[1:])}.")
     classes: dict[str, str] = {}
     for row in rows:
-        name, value = (row["participant_id"] or "").strip(), (row[chosen] or "").strip()
-        if value.lower() in _MISSING:
+        name, value = (row[_ID] or "").strip(), (row[chosen] or "").strip()
+        if is_missing(value):
             continue
         if classes.setdefault(name, value) != value:
             raise StudyError(f"{path} gives {name} two classes, {classes[name]!r} and {value!r}: keep one.")
@@ -75,13 +84,31 @@ def read_participants(path: str | Path, column: str = "") -> dict[str, str]:
     return classes
 
 
-def _choose(path: Path, columns: list[str]) -> str:
-    others = [c for c in columns if c != "participant_id"]
+def likely_column(columns: Sequence[str]) -> str:
+    """Return the column that holds the class: the only one, or the one that is called so; empty where that is open."""
+    others = [c for c in columns if c != _ID]
     usual = [c for c in others if c.lower() in _USUAL]
     found = others if len(others) == 1 else usual
-    if len(found) != 1:
-        raise StudyError(f"{path}: say which column holds the class: {', '.join(others) or 'there is none'}.")
-    return found[0]
+    return found[0] if len(found) == 1 else ""
+
+
+def subject_of(name: str) -> str:
+    """Return the subject of a study that is a session by its name; else the name.
+
+    Examples
+    --------
+    >>> subject_of("sub-01_ses-2"), subject_of("case_ses-2"), subject_of("p_2")
+    ('sub-01', 'case', 'p_2')
+    """
+    return name.split("_" if name.startswith("sub-") else "_ses-")[0]  # p_2 is no part of p
+
+
+def participant_of(name: str, participants: Container[str]) -> str | None:
+    """Return the participant that a study is of: by its name, or its subject's, with or without ``sub-``."""
+    subject = subject_of(name)
+    plain = name.removeprefix("sub-"), subject.removeprefix("sub-")
+    candidates = (name, subject, f"sub-{name}", f"sub-{subject}", *plain)
+    return next((c for c in candidates if c in participants), None)
 
 
 def class_of(name: str, classes: Mapping[str, str]) -> str | None:
@@ -92,8 +119,5 @@ def class_of(name: str, classes: Mapping[str, str]) -> str | None:
     >>> class_of("sub-01_ses-2", {"sub-01": "patient"}), class_of("x7", {"sub-x7": "control"}), class_of("y", {})
     ('patient', 'control', None)
     """
-    subject = name.split("_" if name.startswith("sub-") else "_ses-")[0]  # p_2 is no part of p
-    for candidate in (name, subject, f"sub-{name}", name.removeprefix("sub-"), subject.removeprefix("sub-")):
-        if candidate in classes:
-            return classes[candidate]
-    return None
+    participant = participant_of(name, classes)
+    return None if participant is None else classes[participant]

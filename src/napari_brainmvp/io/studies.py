@@ -4,55 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from napari_brainmvp.errors import FileError, StudyError
-from napari_brainmvp.io.dicom import holds_dicom, series_description
+from napari_brainmvp.io.dicom import holds_dicom
 from napari_brainmvp.io.images import is_image_path, read_label_map, read_scan, readable
-from napari_brainmvp.io.names import guess_modality, is_label_name, stem
-from napari_brainmvp.study import MODALITIES, Modality, Scan, Study, modality
+from napari_brainmvp.io.names import stem
+from napari_brainmvp.io.sorting import StudyFiles, sort_files
+from napari_brainmvp.study import Modality, Scan, Study, modality
 
-__all__ = ["StudyFiles", "find_studies", "read_datalist", "read_study", "sort_files"]
+__all__ = ["find_studies", "folder_name", "read_datalist", "read_study"]
 
 _BIDS_FOLDERS = ("anat", "dwi", "swi", "angio")
 _DEEPEST = 6
-
-
-@dataclass(frozen=True)
-class StudyFiles:
-    """The files of one study, sorted but not read.
-
-    Parameters
-    ----------
-    name : str
-    scans : dict of str to Path
-        By modality key.
-    labels : Path or None
-    warnings : tuple of str
-        What was left out, and why.
-    """
-
-    name: str
-    scans: dict[str, Path]
-    labels: Path | None = None
-    warnings: tuple[str, ...] = field(default=())
-
-    @property
-    def truth(self) -> Path:
-        """The labels, where training or measuring needs them.
-
-        Raises
-        ------
-        StudyError
-            There are none, or several.
-        """
-        if self.labels is None:
-            several = [f": {w} Keep one." for w in self.warnings if w.startswith("Labels were left out")]
-            reason = several[0] if several else " has no labels: add a file named like *_seg.nii.gz."
-            raise StudyError(f"{self.name}{reason}")
-        return self.labels
 
 
 def read_study(
@@ -149,60 +114,8 @@ def _members(folder: Path, closed: list[tuple[str, str]] | None = None) -> list[
         except FileError as error:
             if closed is None:
                 raise
-            closed.append((_relative_name(entry), str(error)))
+            closed.append((folder_name(entry), str(error)))
     return members
-
-
-def sort_files(paths: Iterable[Path], named: Mapping[Modality, Path], name: str) -> StudyFiles:
-    """Decide which file is which modality, from names (and DICOM headers) unless it is said.
-
-    Raises
-    ------
-    FileError
-        There is no image at all.
-    StudyError
-        No modality is recognised, or two files claim the same one.
-    """
-    said = {path.resolve() for path in named.values()}
-    scans: dict[Modality, Path] = dict(named)
-    labels: list[Path] = []
-    unknown: list[Path] = []
-    paths = list(paths)
-    for path in paths:
-        if path.resolve() in said:
-            continue
-        guess = guess_modality(path)
-        if is_label_name(path):
-            labels.append(path)
-            continue
-        if guess is None and path.is_dir() and holds_dicom(path):
-            guess = guess_modality(series_description(path))
-        if guess is None:
-            unknown.append(path)
-        elif guess in named:
-            continue
-        elif guess in scans:
-            raise StudyError(
-                f"{name}: both {scans[guess].name} and {path.name} look like {guess.title}; "
-                f"say which one is meant, for example with --scan {guess.key}={path}."
-            )
-        else:
-            scans[guess] = path
-    if not paths and not named:
-        raise FileError(f"{name} holds no image (.nii, .nii.gz, .nrrd or a DICOM folder): choose a study's folder.")
-    if not scans:
-        seen = ", ".join(path.name for path in unknown or labels)
-        raise StudyError(f"{name}: no modality recognised in {seen}; say it, for example with --scan t1=FILE.")
-    warnings = [f"{path.name} was left out: its name does not tell the modality." for path in unknown]
-    if len(labels) > 1:
-        warnings.append(f"Labels were left out, because there are {len(labels)}: {', '.join(p.name for p in labels)}.")
-    ordered = {m.key: scans[m] for m in sorted(scans, key=_rank)}
-    return StudyFiles(name, ordered, labels[0] if len(labels) == 1 else None, tuple(warnings))
-
-
-def _rank(kind: Modality) -> tuple[int, str]:
-    known = list(MODALITIES)
-    return (known.index(kind.key) if kind.key in known else len(known), kind.key)
 
 
 def _common_name(paths: Sequence[Path]) -> str:
@@ -217,7 +130,7 @@ def _from_datalist(entry: Mapping[str, Any], base: Path | None, named: Mapping[M
         raise StudyError('A datalist entry needs "image": a path or a list of paths.')
     # The authors' lists name a scan again where a modality is missing.
     paths = list(dict.fromkeys(_inside(Path(path), base) for path in images))
-    files = sort_files(paths, named, _common_name(paths))
+    files = sort_files(paths, named, _common_name(paths), of_many=True)
     label = entry.get("label")
     if not isinstance(label, (str, Path)):
         return files
@@ -302,17 +215,17 @@ def _walk(folder: Path, depth: int, problems: list[tuple[str, str]]) -> Iterable
     problems += closed
     if members:
         try:
-            yield sort_files(members, {}, _relative_name(folder))
+            yield sort_files(members, {}, folder_name(folder), of_many=True)
             return
         except (FileError, StudyError) as error:
-            problems.append((_relative_name(folder), str(error)))
+            problems.append((folder_name(folder), str(error)))
     if depth < _DEEPEST:
         shut = {name for name, _ in closed}
         children = (p for p in folder.iterdir() if not p.name.startswith((".", "derivatives")))
-        for child in sorted(p for p in children if _relative_name(p) not in shut and p.is_dir()):
+        for child in sorted(p for p in children if folder_name(p) not in shut and p.is_dir()):
             yield from _walk(child, depth + 1, problems)
 
 
-def _relative_name(folder: Path) -> str:
-    """Name a study by its folder; a BIDS session by subject and session."""
+def folder_name(folder: Path) -> str:
+    """Name a study by its folder; a session, a folder ``ses-…``, by the folder around it, too."""
     return f"{folder.parent.name}_{folder.name}" if folder.name.startswith("ses-") else folder.name

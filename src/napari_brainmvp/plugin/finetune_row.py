@@ -190,7 +190,7 @@ class FinetuneRow(QWidget):
             entry = newest_model(project)
             if entry is None:
                 raise StudyError("No model was fine-tuned on this project yet: fine-tune one first.")
-            check_unseen(entry.card, view.name)
+            check_unseen(entry.card, project, view.name)
             found = predict_classes(view.study, entry, project.classes, progress, cancel)
             return found, compare(features, labels, found.labels, project.classes, others, project.regions)
 

@@ -151,7 +151,10 @@ def layer_modality(layer: Any) -> Modality | None:
     origin = layer.metadata.get(KEY)
     if isinstance(origin, LayerOrigin) and origin.modality is not None:
         return origin.modality
-    return guess_modality(layer.name) or (guess_modality(layer.source.path) if layer.source.path else None)
+    if not layer.source.path:
+        return guess_modality(layer.name)
+    path = Path(layer.source.path)  # beside it, as what the layer's name shares with the folder says nothing
+    return (guess_modality(path.parent / layer.name) if layer.name else None) or guess_modality(path)
 
 
 def upright_frame(grid: Grid) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from qtpy.QtWidgets import QComboBox, QMessageBox, QWidget
 from napari_brainmvp.annotation.content import LabelClass, StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import Cancelled, StudyError
+from napari_brainmvp.io.studies import folder_name
 from napari_brainmvp.plugin.layers import KEY, LayerOrigin, layer_grid
 from napari_brainmvp.study import LabelMap, Study
 
@@ -151,12 +152,9 @@ def _with_meaning(
 
 
 def _name_of(study: Study) -> str:
-    """Name a study by the folder its scans lie in; by its subject in a BIDS tree; "study" where it is in no file."""
+    """Name a study as a dataset's reader does, by the folder its scans lie in; "study" where it is in no file."""
     paths = [scan.path for scan in study.scans.values() if scan.path is not None]
     if not paths:  # then its name is a layer's, a modality mostly
         return "study"
     folder = paths[0].absolute().parent  # a link is not followed: data managers link to files named by their content
-    if folder.name not in ("anat", "dwi", "swi", "angio"):
-        return folder.name
-    subject = folder.parent
-    return f"{subject.parent.name}_{subject.name}" if subject.name.startswith("ses-") else subject.name
+    return folder_name(folder.parent if folder.name in ("anat", "dwi", "swi", "angio") else folder)

@@ -7,11 +7,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QMenu, QPushButton, QToolButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QHBoxLayout,
+    QInputDialog,
+    QMenu,
+    QPushButton,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
 
-from napari_brainmvp.annotation.participants import export_participants, import_participants
+from napari_brainmvp.annotation.participants import (
+    class_column,
+    export_participants,
+    import_participants,
+    mixed_subjects,
+)
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.io.participants import read_table
 from napari_brainmvp.plugin.live_probe import read_features
 from napari_brainmvp.plugin.style import link
 from napari_brainmvp.plugin.work import Work
@@ -117,18 +133,28 @@ class ProjectStudies(QWidget):
         self.show_project(project, name)
 
     def import_classes(self, path: Path) -> None:
-        """Read all studies' classes from a ``participants.tsv``."""
+        """Read all studies' classes from a ``participants.tsv``; ask for the column where it is open."""
         project = self._project
         assert project is not None
-        count = import_participants(project, path)
+        columns, _ = read_table(path)
+        column, others = class_column(project, columns), [c for c in columns if c != "participant_id"]
+        if not column and others:
+            question = f"Which column of {path.name} holds the class?"
+            column, said = QInputDialog.getItem(self, "Classes of the studies", question, others, 0, False)
+            if not said:
+                return
+        count = import_participants(project, path, column)
         self.show_project(project, self._current)
-        self.said.emit(f"{count} of {len(project.studies)} studies have a class in {path.name}.")
+        said_by = f"the column {project.class_column} of {path.name}"
+        self.said.emit(f"{count} of {len(project.studies)} studies have a class in {said_by}.")
 
     def export_classes(self, path: Path) -> None:
         """Write all studies' classes."""
         assert self._project is not None
         export_participants(self._project, path)
-        self.said.emit(f"Wrote {path}.")
+        mixed = ", ".join(mixed_subjects(self._project))
+        note = f" Sessions of {mixed} are of different classes: each has a row of its own." if mixed else ""
+        self.said.emit(f"Wrote {path}.{note}")
 
     def export_dataset(self, folder: Path, layout: Literal["brats", "bids"]) -> None:
         """Write all that is annotated, with its scans, into a new or empty folder."""

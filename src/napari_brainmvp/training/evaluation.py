@@ -16,7 +16,7 @@ from scipy import stats
 
 from napari_brainmvp.errors import BrainMVPError, Cancelled, StudyError
 from napari_brainmvp.inference import SegmentOptions, classify, segment
-from napari_brainmvp.io import StudyFiles, class_of, read_label_map, read_study
+from napari_brainmvp.io import StudyFiles, read_label_map, read_study
 from napari_brainmvp.models import LoadedModel
 from napari_brainmvp.preparation.resampling import resample
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
@@ -55,7 +55,8 @@ def evaluate_segmentation(
     ----------
     model : LoadedModel
     studies : sequence of StudyFiles
-        With labels; one without, or one that cannot be read, is a problem and left out.
+        With labels, and each with a name of its own, by which models are compared; one without labels, or one that
+        cannot be read, is a problem and left out.
     labels : LabelDescription
         What the studies' labels mean; its regions, or else its labels, are measured.
     values : mapping of int to int, optional
@@ -234,9 +235,10 @@ def evaluate_classification(
     ----------
     model : LoadedModel
     studies : sequence of StudyFiles
+        Each with a name of its own, by which models are compared.
     classes : mapping of str to str
-        Class by participant, as :func:`~napari_brainmvp.io.read_participants` gives it; a study that is not in it, or
-        has a class the model does not know, is a problem and left out.
+        Class by the name of the study; one that is not in it, or has a class the model does not know, is a problem and
+        left out. :func:`~napari_brainmvp.io.class_of` finds a study's class in a table of participants.
     device, progress, cancel
         As in :func:`evaluate_segmentation`.
 
@@ -247,7 +249,7 @@ def evaluate_classification(
     """
 
     def measure(files: StudyFiles) -> ClassifiedCase:
-        truth = class_of(files.name, classes)
+        truth = classes.get(files.name)
         if truth is None:
             raise StudyError(f"{files.name} has no class in the table.")
         if truth not in model.card.classes:

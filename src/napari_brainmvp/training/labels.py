@@ -220,8 +220,7 @@ def find_labels(data: Path) -> LabelDescription | None:
     path = (data if data.is_dir() else data.parent) / "dataset.json"
     if not path.is_file():
         return None
-    content = _read(path)
-    return read_labels(content) if "labels" in content else None
+    return read_labels(path) if "labels" in _read(path) else None
 
 
 def read_labels(source: str | Path | Mapping[str, Any]) -> LabelDescription:
@@ -254,7 +253,9 @@ def read_labels(source: str | Path | Mapping[str, Any]) -> LabelDescription:
         return LabelDescription(**_fields(content))
     except (ValidationError, ValueError, TypeError) as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise StudyError(f"{name}: {why}. Give labels as {{value: name}}.") from error
+        raise StudyError(
+            f"{name}: {why}. Give labels as {{value: name}}, and regions as {{name: [values]}}."
+        ) from error
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -269,12 +270,24 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
+def _mapping(content: Mapping[str, Any], key: str) -> Mapping[Any, Any]:
+    found = content.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{key!r} is a {type(found).__name__}, which names nothing")
+    return found
+
+
 def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
     """Bring the ways in which datasets write labels into one."""
     fields: dict[str, Any] = {key: content[key] for key in ("background", "unlabelled", "colors") if key in content}
     labels: dict[int, str] = {}
-    regions: dict[str, tuple[int, ...]] = {k: tuple(v) for k, v in content.get("regions", {}).items()}
-    for key, meaning in dict(content.get("labels", {})).items():
+    regions: dict[str, tuple[int, ...]] = {}
+    for name, values in _mapping(content, "regions").items():
+        if not isinstance(values, list | tuple):
+            raise ValueError(f"the region {name!r} is {values!r}, which is no list of values")
+        regions[str(name)] = tuple(values)
+    described = _mapping(content, "labels")
+    for key, meaning in described.items():
         if isinstance(meaning, list):
             regions[str(key)] = tuple(meaning)
             continue
@@ -285,7 +298,7 @@ def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
             fields.setdefault("background", value)
         else:
             fields.setdefault("unlabelled", value)
-    if any(isinstance(meaning, list) for meaning in dict(content.get("labels", {})).values()):
+    if any(isinstance(meaning, list) for meaning in described.values()):
         regions = {**{name: (value,) for value, name in labels.items()}, **regions}
         regions = dict(sorted(regions.items(), key=lambda item: -len(item[1])))
     return {**fields, "labels": labels, "regions": regions}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io import StudyFiles, find_studies, is_image_path, is_label_name, read_datalist
 
-__all__ = ["DataSource", "absolute_paths", "find_files"]
+__all__ = ["DataSource", "absolute_paths", "find_files", "find_projects", "unique_names"]
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -130,6 +132,66 @@ def find_files(source: DataSource) -> tuple[list[StudyFiles], list[tuple[str, st
         return files, problems
     labels = [p for p in sorted(derivatives.rglob("sub-*")) if p.is_file() and is_image_path(p) and is_label_name(p)]
     return [_with_derivative(study, labels) for study in files], problems
+
+
+def find_projects(sources: Sequence[DataSource]) -> list[str]:
+    """List the identities of the annotation projects that datasets were exported from, as ``dataset.json`` says them.
+
+    One that cannot be read says none here; who needs its labels says why.
+    """
+    found = set()
+    for source in sources:
+        if source.seeds is not None:
+            continue
+        path = Path(source.path).expanduser()
+        try:
+            content = json.loads(((path if path.is_dir() else path.parent) / "dataset.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        said = content.get("project") if isinstance(content, dict) else None
+        if isinstance(said, str) and re.fullmatch(r"[0-9a-f]{8,64}", said):
+            found.add(said)
+    return sorted(found)
+
+
+def unique_names(names: Sequence[Sequence[str]], sources: Sequence[Path]) -> list[list[str]]:
+    """Name the studies of several sources so that no two have one name.
+
+    A name that another source has too begins with the folder (or datalist) it is from, and one that is there still gets
+    a number: every BIDS dataset has a ``sub-01``.
+
+    Parameters
+    ----------
+    names : sequence of sequence of str
+        Of the studies of every source.
+    sources : sequence of Path
+
+    Examples
+    --------
+    >>> unique_names([["sub-01", "sub-02"], ["sub-01"]], [Path("one/bids"), Path("two/bids")])
+    [['bids/sub-01', 'sub-02'], ['bids-2/sub-01']]
+    """
+    places: set[str] = set()
+    taken: set[str] = {name for listed in names for name in listed}
+    given: set[str] = set()
+    found: list[list[str]] = []
+    for number, (listed, source) in enumerate(zip(names, sources, strict=True)):
+        place = source.expanduser().resolve()
+        folder = _free(place.stem if place.suffix == ".json" else place.name, places)
+        places.add(folder)
+        others = {name for k, other in enumerate(names) if k != number for name in other}
+        found.append([])
+        for name in listed:
+            unique = _free(f"{folder}/{name}" if name in others else name, given, taken - {name})
+            given.add(unique)
+            found[-1].append(unique)
+    return found
+
+
+def _free(name: str, *taken: Collection[str]) -> str:
+    """Give a name that is taken a number."""
+    numbered = (f"{name}-{k}" for k in count(2))
+    return next(n for n in chain((name,), numbered) if not any(n in names for names in taken))
 
 
 def _with_derivative(files: StudyFiles, labels: Sequence[Path]) -> StudyFiles:

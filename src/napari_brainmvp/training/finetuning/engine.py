@@ -49,6 +49,7 @@ from napari_brainmvp.training.labels import LabelDescription
 from napari_brainmvp.training.loop import describe_run, hold_run, make_fabric, run_cache
 from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.metrics import CaseScores
+from napari_brainmvp.training.sources import find_projects
 
 __all__ = ["finetune"]
 
@@ -289,6 +290,7 @@ class _Segmentation:
         assert isinstance(network, SegmentationNetwork)
         facts: dict[str, Any] = {
             "init": plain_name(self.spec.init),
+            "projects": find_projects(self.spec.data),
             "study digests": [name_digest(s.name) for s in studies],
         }
         done = None
@@ -296,9 +298,7 @@ class _Segmentation:
             done = transfer(network, self.source, self.modalities, self.labels.channels)
             facts["transferred tensors"] = len(done.taken) + len(done.adapted)
             facts["new tensors"] = len(done.new)
-            logger.info(
-                "From %s: %d tensors, %d new.", self.spec.init, len(done.taken) + len(done.adapted), len(done.new)
-            )
+            logger.info("From %s: %d tensors, %d new.", self.spec.init, facts["transferred tensors"], len(done.new))
         templates = make_templates(self.modalities, self.source, studies)
         return SegmentationModel(network, templates, self.labels, self.spec), facts, done
 
