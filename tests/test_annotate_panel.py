@@ -21,7 +21,7 @@ from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.plugin import live_probe
-from napari_brainmvp.plugin.layers import study_layers
+from napari_brainmvp.plugin.layers import layer_path, study_layers
 from napari_brainmvp.plugin.painted import native
 from napari_brainmvp.plugin.widget import BrainMVPWidget
 from napari_brainmvp.study import Grid, Study
@@ -359,6 +359,37 @@ def choose_study(panel, name: str) -> None:
     studies.activated.emit(studies.currentIndex())
 
 
+@pytest.mark.parametrize("keys", [("flair", "dwi", "adc"), ("dwi", "adc")])
+def test_all_scans_of_a_study_are_annotated_whatever_model_is_chosen(panel, viewer, qtbot, tmp_path, keys):
+    viewer.layers.clear()
+    assert not panel.start.isEnabled()
+    stray = lesion_study(tmp_path, "stray", 7, keys=("flair", "dwi", "mra"))
+    stroke_study = lesion_study(tmp_path, "stroke", 3, keys=keys)
+    open_study(viewer, stray)  # of somebody else: its MRA is no scan of the study
+    open_study(viewer, stroke_study)
+    assert panel.start.isEnabled()
+    if "flair" not in keys:
+        for layer in [layer for layer in viewer.layers if layer_path(layer).parent.name == "stray"]:
+            viewer.layers.remove(layer)  # now no row of the Study panel has a layer
+    begin(panel, qtbot)
+    reference = panel.project.study("stroke")
+    assert set(reference.scans) == set(keys)
+    assert reference.grid.same_as(stroke_study.grid)
+    assert {name.split()[0] for name in panel.view.probe.predictor.features.names} - {"network", "class"} == set(keys)
+    both(panel, qtbot)
+    assert (native(viewer.layers["Prediction"]) == 2).any()
+    painted = native(panel.view.layer).copy()
+    panel.close_project()
+    viewer.layers.clear()
+    panel.open_project(tmp_path / "project")
+    choose_study(panel, "stroke")
+    np.testing.assert_array_equal(native(panel.view.layer), painted)
+    assert set(panel.view.study.scans) == set(keys)
+    begin(panel, qtbot)  # the button finds it again, too
+    assert [s.name for s in panel.project.studies] == ["stroke"]
+    qtbot.waitUntil(lambda: panel.view.probe.ready and not panel.view.probe.busy, timeout=60_000)
+
+
 def test_which_study_next_and_what_class_each_is_of(panel, view, qtbot, tmp_path):
     both(panel, qtbot)
     for name, seed, keys in (("alike", 3, ("t1", "flair")), ("less", 4, ("t1",))):
@@ -652,7 +683,7 @@ import napari
 from pathlib import Path
 from annotation_for_tests import lesion_study
 from qtpy.QtWidgets import QApplication
-from napari_brainmvp.plugin.layers import study_layers
+from napari_brainmvp.plugin.layers import layer_path, study_layers
 folder = Path(sys.argv[1])
 viewer = napari.Viewer(show=False)
 _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")

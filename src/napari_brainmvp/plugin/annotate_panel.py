@@ -135,13 +135,18 @@ class AnnotatePanel(QWidget):
                 project.close()
 
     def annotate(self) -> None:
-        """Paint on the study that is open in the viewer; one that is new in the project begins with chosen labels."""
+        """Paint on the study that is open in the viewer; one that is new in the project begins with chosen labels.
+
+        It has all scans that are recognised, whatever model is chosen elsewhere; one that is in the project, its own.
+        """
         if self.project is None:
             raise BrainMVPError("There is no project yet: make a new one or open one.")
-        study = self._study.study()()
+        study = self._study.study(with_others=True)()
         reference = self.project.find(study)
         if reference is None:
             reference = enter(self.project, study, self.begin.currentData(), self)
+        elif study.reference in reference.scans:
+            study = study.with_modalities(tuple(reference.scans))
         self._show(reference, study, self._study.frame())
 
     def _show(self, reference: StudyReference, study: Study, frame: Frame) -> None:
@@ -247,7 +252,7 @@ class AnnotatePanel(QWidget):
 
     def _refresh(self) -> None:
         project = self.project
-        self.start.setEnabled(project is not None and bool(self._study.assigned()))
+        self.start.setEnabled(project is not None and bool(self._study.assigned_with_others()))
         self.studies.show_project(project, self.view.name if self.view is not None else "")
         self.begin.setEnabled(project is not None and not project.read_only)
         self.classes.setVisible(project is not None)
