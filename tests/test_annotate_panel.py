@@ -21,7 +21,7 @@ from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.plugin import live_probe
-from napari_brainmvp.plugin.layers import layer_path, study_layers
+from napari_brainmvp.plugin.layers import layer_path, scan_layer, study_layers
 from napari_brainmvp.plugin.painted import native
 from napari_brainmvp.plugin.widget import BrainMVPWidget
 from napari_brainmvp.study import Grid, Study
@@ -359,6 +359,28 @@ def choose_study(panel, name: str) -> None:
     studies.activated.emit(studies.currentIndex())
 
 
+def test_choosing_a_study_removes_the_scans_of_the_last_one_and_no_others(panel, viewer, qtbot, tmp_path):
+    scan = lesion_study(keys=("t2",)).scans["t2"]
+    data, options, _ = scan_layer(replace(scan, imputed=True), np.eye(4))
+    made = viewer.add_image(data, **options)
+    own = [layer for layer in viewer.layers if layer is not made]
+    begin(panel, qtbot)
+    assert panel.project.read("case").scans["t2"].imputed  # what was copied into the project says so
+    before = len(viewer.layers)
+    open_study(viewer, lesion_study(tmp_path, "beside", 6))
+    beside = list(viewer.layers)[before:]
+    panel.project.add_study(replace(lesion_study(tmp_path, "third", 5), labels=None))
+    panel.studies.show_project(panel.project, "case")
+    choose_study(panel, "third")
+    assert not any(layer in viewer.layers for layer in own)
+    assert all(layer in viewer.layers and not layer.visible for layer in (*beside, made))
+    assert made.name == "T2 (imputed) of case"
+    choose_study(panel, "case")
+    homes = [path.parent.name for layer in viewer.layers if (path := layer_path(layer)) is not None]
+    assert sorted(homes) == ["beside", "beside", "case", "case", "case"]
+    qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
+
+
 @pytest.mark.parametrize("keys", [("flair", "dwi", "adc"), ("dwi", "adc")])
 def test_all_scans_of_a_study_are_annotated_whatever_model_is_chosen(panel, viewer, qtbot, tmp_path, keys):
     viewer.layers.clear()
@@ -683,7 +705,7 @@ import napari
 from pathlib import Path
 from annotation_for_tests import lesion_study
 from qtpy.QtWidgets import QApplication
-from napari_brainmvp.plugin.layers import layer_path, study_layers
+from napari_brainmvp.plugin.layers import layer_path, scan_layer, study_layers
 folder = Path(sys.argv[1])
 viewer = napari.Viewer(show=False)
 _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")

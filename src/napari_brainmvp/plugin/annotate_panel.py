@@ -19,7 +19,7 @@ from napari_brainmvp.plugin.annotation_tools import AnnotationTools, key_list
 from napari_brainmvp.plugin.annotation_view import AnnotationView
 from napari_brainmvp.plugin.class_table import ClassTable
 from napari_brainmvp.plugin.finetune_row import FinetuneRow
-from napari_brainmvp.plugin.layers import Frame, study_layers, upright_frame
+from napari_brainmvp.plugin.layers import Frame, is_imputed, layer_path, study_layers, upright_frame
 from napari_brainmvp.plugin.new_study import LabelSource, enter
 from napari_brainmvp.plugin.project_studies import ProjectStudies
 from napari_brainmvp.plugin.study_panel import StudyPanel
@@ -49,6 +49,7 @@ class AnnotatePanel(QWidget):
         self._viewer, self._study = viewer, study
         self.project: AnnotationProject | None = None
         self.view: AnnotationView | None = None
+        self._scans: list[Any] = []  # the layers of the study that is annotated
         self.new, self.open = QPushButton("New project…"), QPushButton("Open project…")
         self.title = quiet("A project keeps your strokes, every one of them, from now on.")
         self.studies = ProjectStudies()
@@ -147,7 +148,9 @@ class AnnotatePanel(QWidget):
             reference = enter(self.project, study, self.begin.currentData(), self)
         elif study.reference in reference.scans:
             study = study.with_modalities(tuple(reference.scans))
+        layers = self._study.assigned_with_others()
         self._show(reference, study, self._study.frame())
+        self._scans = [layer for key, layer in layers.items() if key in study.scans]
 
     def _show(self, reference: StudyReference, study: Study, frame: Frame) -> None:
         """Show a study's labels and paint on them, in place of those that were shown before."""
@@ -171,14 +174,20 @@ class AnnotatePanel(QWidget):
         self.shown.emit()
 
     def _open_chosen(self, name: str) -> None:
-        """Open a study of the project in the viewer and annotate it; of the last one all but scans is kept, hidden."""
+        """Open a study of the project in the viewer and annotate it.
+
+        The scans of the last one are removed, as the project knows where they are; all else is kept, hidden.
+        """
         assert self.project is not None
         study = self.project.read(name)
         leaving: list[Any] = []
         view, self.view = self.view, None
         if view is not None:
             view.close(keep=False)
-            leaving = [*view.layers, *self._study.assigned_with_others().values()]
+            scans = [layer for layer in self._scans if layer in self._viewer.layers]
+            leaving = [*view.layers, *(layer for layer in scans if not is_imputed(layer) or layer_path(layer))]
+            for layer in (layer for layer in scans if layer not in leaving):  # in no file of yours
+                layer.name = f"{layer.name} of {view.name}"
         for layer in self._viewer.layers:
             layer.visible = False
         frame = upright_frame(study.grid)
@@ -189,6 +198,7 @@ class AnnotatePanel(QWidget):
         for layer, (_, options, _) in zip(added, layers, strict=True):
             layer.name = options["name"]  # which the last study's scan may have had
         self._show(self.project.study(name), study, frame)
+        self._scans = added
 
     def _know(self, value: int) -> None:
         """Make a class of a value that was painted, and choose it."""
