@@ -271,15 +271,53 @@ def test_a_chosen_labels_layer_is_where_one_begins(panel, viewer, qtbot):
     assert panel.begin.findText("Begin with Prediction") < 0
 
 
+def answer_with(qtbot, answer: str) -> list[str]:
+    """Click a button of the question that comes; return what was asked, once it was."""
+    asked = []
+
+    def click() -> None:
+        box = QApplication.activeModalWidget()
+        asked.append(box.informativeText())
+        button = next(b for b in box.buttons() if b.text().replace("&", "") == answer)
+        qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+    QTimer.singleShot(200, click)
+    return asked
+
+
 def test_a_truth_or_segmentation_that_happens_to_be_selected_is_not_taken_for_strokes(panel, viewer, qtbot):
-    layer = shown_labels(viewer, truth(), features={"index": [0, 1, 2], "structure": ["background", "CSF", "Lesion"]})
-    panel.begin.setCurrentIndex(panel.begin.findText(f"Begin with {layer.name}"))
-    qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
-    assert "calls the value 1 'CSF', the project 'Background'" in panel.status.text()
-    assert panel.project.studies == ()
-    panel.begin.setCurrentIndex(0)
+    shown_labels(viewer, truth(), features={"index": [0, 1, 2], "structure": ["background", "CSF", "Lesion"]})
     begin(panel, qtbot)
     assert not panel.project.labels("case").labels.any()
+
+
+def test_a_segmentation_whose_numbers_are_taken_becomes_new_classes(panel, viewer, qtbot, tmp_path):
+    """As one of the default model in a new project, and in the second study of it."""
+    values = truth().astype(np.int64)
+    values[values.shape[0] // 2 :][values[values.shape[0] // 2 :] == 1] = 7
+    names = ["background", "CSF", "Grey matter", "Left", "lesion"]
+    layer = shown_labels(viewer, values, features={"index": [0, 1, 2, 4, 7], "structure": names})
+    begin_with = f"Begin with {layer.name}"
+    panel.begin.setCurrentIndex(panel.begin.findText(begin_with))
+    asked = answer_with(qtbot, "Cancel")
+    qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
+    assert "1 = CSF, 2 = Grey matter. In this project: 1 = Background, 2 = Lesion" in asked[0]
+    assert panel.project.studies == ()
+    assert "Nothing was added" in panel.status.text()
+    answer_with(qtbot, "New classes")
+    begin(panel, qtbot)
+    expected = np.select([values == 1, values == 2, values == 7], [3, 4, 2], 0)
+    np.testing.assert_array_equal(panel.project.labels("case").labels, expected)
+    known = {1: "Background", 2: "Lesion", 3: "CSF", 4: "Grey matter"}
+    assert {c.value: c.name for c in panel.project.classes} == known
+    assert panel.project.background.value == 1
+    for other in [other for other in viewer.layers if other is not layer]:
+        viewer.layers.remove(other)
+    open_study(viewer, lesion_study(tmp_path, "second", 4))
+    panel.begin.setCurrentIndex(panel.begin.findText(begin_with))
+    begin(panel, qtbot)  # all names are known: there is nothing to ask
+    np.testing.assert_array_equal(panel.project.labels("second").labels, expected)
+    assert {c.value: c.name for c in panel.project.classes} == known
 
 
 def test_what_is_closed_cannot_be_painted_on(panel, view, viewer, qtbot, tmp_path):
@@ -648,15 +686,7 @@ def test_labels_without_names_are_asked_about(panel, viewer, qtbot, monkeypatch,
     monkeypatch.setattr("napari.utils.notifications.notification_manager.dispatch", seen.append)
     layer = shown_labels(viewer, (truth() == 2).astype(np.int32))
     panel.begin.setCurrentIndex(panel.begin.findText(f"Begin with {layer.name}"))
-    asked = []
-
-    def click() -> None:
-        box = QApplication.activeModalWidget()
-        asked.append(box.informativeText())
-        button = next(b for b in box.buttons() if b.text().replace("&", "") == answer)
-        qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
-
-    QTimer.singleShot(200, click)
+    asked = answer_with(qtbot, answer)
     qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
     assert "1 = Background" in asked[0]
     if answer == "Cancel":
