@@ -20,6 +20,7 @@ from models_for_tests import COLORS, NAMES, tiny_model
 from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.jobs import list_jobs
 from napari_brainmvp.plugin import live_probe
 from napari_brainmvp.plugin.layers import layer_path, scan_layer, study_layers
 from napari_brainmvp.plugin.painted import native
@@ -499,7 +500,6 @@ def on_two_slices(panel, qtbot) -> None:
 
 
 def test_a_model_grows_from_the_strokes_and_is_compared_on_the_next_study(panel, view, viewer, qtbot, tmp_path, home):
-    from napari_brainmvp.jobs import list_jobs
     from napari_brainmvp.training.finetuning import spec
 
     part = panel.finetune
@@ -698,6 +698,40 @@ def test_labels_without_names_are_asked_about(panel, viewer, qtbot, monkeypatch,
     np.testing.assert_array_equal(panel.project.labels("case").labels, np.where(truth() == 2, value, 0))
     names = {c.value: c.name for c in panel.project.classes}
     assert names == {1: "Background", 2: "Lesion"} | ({3: f"{layer.name} 1"} if value == 3 else {})
+
+
+def test_whatever_takes_long_can_be_cancelled(panel, viewer, qtbot, tmp_path):
+    row, part = panel.progress, panel.finetune
+    assert not row.cancel.isVisible()
+
+    def cancel(start) -> None:
+        start()
+        assert row.cancel.isVisible()
+        qtbot.mouseClick(row.cancel, Qt.MouseButton.LeftButton)
+        qtbot.waitUntil(lambda: not row.cancel.isVisible() and not row.bar.isVisible(), timeout=60_000)
+
+    cancel(lambda: qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton))
+    assert "the study was not read" in panel.status.text()
+    assert panel.view.probe.predictor is None
+    begin(panel, qtbot)  # as it says
+    on_two_slices(panel, qtbot)
+    painted = panel.project.labels("case").labels
+    for name in ("next", "other"):
+        panel.project.add_study(replace(lesion_study(tmp_path, name, 5), labels=None))
+    panel.project.labels("next").record(painted)
+    panel.studies.show_project(panel.project, "case")
+    cancel(lambda: qtbot.mouseClick(panel.studies.rank, Qt.MouseButton.LeftButton))
+    assert "Cancelled" in panel.status.text()
+    assert panel.studies.rank.isEnabled()
+    cancel(lambda: panel.studies.export_dataset(tmp_path / "dataset", "brats"))
+    assert not (tmp_path / "dataset").exists()
+    cancel(lambda: qtbot.mouseClick(panel.everything, Qt.MouseButton.LeftButton))
+    assert (panel.everything.isChecked(), panel.view.probe.others) == (False, ())
+    cancel(lambda: qtbot.mouseClick(part.button, Qt.MouseButton.LeftButton))
+    assert part.status.text() == "Cancelled."
+    assert part.button.isEnabled()
+    assert list_jobs() == []
+    qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
 
 
 def test_nothing_painted_is_nothing_to_compare(panel, view, qtbot):

@@ -9,7 +9,7 @@ from typing import Any
 from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import Signal
 from qtpy.QtGui import QKeySequence
-from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QProgressBar, QPushButton, QShortcut, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QShortcut, QVBoxLayout, QWidget
 
 from napari_brainmvp.annotation.content import LabelClass, StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
@@ -21,6 +21,7 @@ from napari_brainmvp.plugin.class_table import ClassTable
 from napari_brainmvp.plugin.finetune_row import FinetuneRow
 from napari_brainmvp.plugin.layers import Frame, is_imputed, layer_path, study_layers, upright_frame
 from napari_brainmvp.plugin.new_study import LabelSource, enter
+from napari_brainmvp.plugin.progress_row import ProgressRow
 from napari_brainmvp.plugin.project_studies import ProjectStudies
 from napari_brainmvp.plugin.study_panel import StudyPanel
 from napari_brainmvp.plugin.style import heading, main_button, quiet
@@ -59,17 +60,14 @@ class AnnotatePanel(QWidget):
         self.toolbox = AnnotationTools()
         self.tools = self.toolbox.buttons
         self.live, self.uncertainty, self.everything = self.toolbox.switches
-        self.bar = QProgressBar()
-        self.status = quiet("")
+        self.progress = ProgressRow()
+        self.status = self.progress.status
         self.finetune = FinetuneRow()
         self._build()
         self._refresh()
 
     def _build(self) -> None:
         self.start.setToolTip("Add the open study to the project, if it is not in it, and paint on it.")
-        self.bar.setTextVisible(False)
-        self.bar.setFixedHeight(8)
-        self.bar.hide()
         files = QHBoxLayout()
         files.addWidget(self.new)
         files.addWidget(self.open)
@@ -77,7 +75,7 @@ class AnnotatePanel(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(heading("Annotate"))
         layout.addLayout(files)
-        about = (self.title, self.studies, self.begin, self.start, self.bar, self.status)
+        about = (self.title, self.studies, self.begin, self.start, self.progress)
         for part in (*about, self.classes, self.toolbox, self.finetune, key_list()):
             layout.addWidget(part)
         self._connect()
@@ -89,7 +87,9 @@ class AnnotatePanel(QWidget):
         self.studies.chosen.connect(lambda name: self._try(lambda: self._open_chosen(name)))
         self.studies.said.connect(self.status.setText)
         self.studies.refused.connect(self._refused)
-        self.studies.progressed.connect(self._progressed)
+        for part in (self.studies, self.finetune):
+            part.progressed.connect(self.progress.show_progress)
+        self.progress.stopped.connect(self._cancel)
         self.classes.edited.connect(lambda classes: self._try(lambda: self._edit_classes(classes)))
         self.classes.united.connect(lambda regions: self._try(lambda: self._unite_classes(regions)))
         self.classes.chosen.connect(lambda value: self._tell("choose", value))
@@ -128,6 +128,7 @@ class AnnotatePanel(QWidget):
         """Save, let go of the lock, and leave the layers as they are, to look at."""
         view, project = self.view, self.project
         self.view = self.project = None
+        self.progress.show_progress(Progress(""))  # what a view was reading is read no more
         try:
             if view is not None:
                 view.close()
@@ -162,7 +163,7 @@ class AnnotatePanel(QWidget):
         self.begin.leave_out(view.layers)
         view.said.connect(self.status.setText)
         view.refused.connect(self._refused)
-        view.progressed.connect(self._progressed)
+        view.progressed.connect(self.progress.show_progress)
         view.closed.connect(self._layer_gone)
         view.changed.connect(self._refresh_tools)
         view.unknown.connect(lambda value: self._try(lambda: self._know(value)))
@@ -248,15 +249,18 @@ class AnnotatePanel(QWidget):
         self.status.setText(message)
         show_error(message)
 
-    def _progressed(self, progress: Progress) -> None:
-        self.bar.setVisible(progress.step != "")
-        self.bar.setRange(0, progress.total)
-        self.bar.setValue(progress.done)
-        if progress.step:
-            self.status.setText(f"{progress.step}…")
+    def _cancel(self) -> None:
+        """Stop whatever is under way; predicting after a stroke is not, it has no bar."""
+        self.studies.cancel()
+        self.finetune.cancel()
+        if self.view is not None:
+            self.view.probe.cancel()
+            if self.view.probe.reads_others:
+                self.everything.setChecked(False)
 
     def _layer_gone(self) -> None:
         self.view = None
+        self.progress.show_progress(Progress(""))
         self._refresh()
         show_info("The annotation layer was removed. Its strokes are in the project.")
 

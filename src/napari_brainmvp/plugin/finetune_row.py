@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QCheckBox, QComboBox, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
-from napari_brainmvp.annotation.export import Task, export_dataset, left_out
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import StudyError
-from napari_brainmvp.jobs import free_name, say_seconds, submit_job, training_job
+from napari_brainmvp.jobs import say_seconds
 from napari_brainmvp.plugin.annotation_view import AnnotationView
+from napari_brainmvp.plugin.finetune_job import count_folds, submit_finetuning
 from napari_brainmvp.plugin.machine_timer import MachineTimer
 from napari_brainmvp.plugin.style import quiet
 from napari_brainmvp.plugin.work import Work
-from napari_brainmvp.progress import CancelToken, ProgressCallback
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.finetuning.cost import estimate_seconds, fits_at_once
 from napari_brainmvp.training.finetuning.spec import PRESETS, FinetuneSpec, read_spec
-from napari_brainmvp.training.sources import DataSource
 
 if TYPE_CHECKING:
     from napari_brainmvp.annotation.comparison import Comparison, ModelPrediction
@@ -42,7 +39,6 @@ _USE_MODEL = (
 _USE_PROBE = "Show what the probe predicts again."
 _FEW = range(2, 11)
 """Studies of which the fifth that is held out otherwise, or slices of each, tell too little of the model."""
-_FOLDS = 3
 
 
 class FinetuneRow(QWidget):
@@ -53,6 +49,7 @@ class FinetuneRow(QWidget):
 
     submitted = Signal()
     """A job was queued."""
+    progressed = Signal(object)
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +128,7 @@ class FinetuneRow(QWidget):
         count, task = self._count(), self.task.currentData()
         at_once = fits_at_once(read_spec(self.preset.currentData(), {"task": task}), count)
         self.cross.setVisible(count in _FEW and not at_once)  # a linear layer is measured so, asked or not
-        folds = _folds(count)
+        folds = count_folds(count)
         self.cross.setToolTip(
             f"First train {folds} more models, each without one share of the {count} studies, and measure each on the "
             "studies it has not seen; then train the one that is kept on all of them. So every study counts, and none "
@@ -151,7 +148,7 @@ class FinetuneRow(QWidget):
     def _asked(self, preset: str, count: int) -> FinetuneSpec:
         """Return what shall be trained, on so many studies."""
         crossed = self.cross.isChecked() and not self.cross.isHidden()
-        return read_spec(preset, {"task": self.task.currentData(), "folds": _folds(count) if crossed else 0})
+        return read_spec(preset, {"task": self.task.currentData(), "folds": count_folds(count) if crossed else 0})
 
     def _untimed(self, reason: str) -> None:
         self.preset.setToolTip(f"How thoroughly to train. What it takes is not known: {reason}")
@@ -164,9 +161,9 @@ class FinetuneRow(QWidget):
         asked = self._asked(self.preset.currentData(), self._count())
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-            return _submit(project, asked, progress, cancel)
+            return submit_finetuning(project, asked, progress, cancel)
 
-        self._run(run, "Exporting what is annotated…", self._submitted)
+        self._run(run, "Exporting what is annotated", self._submitted)
 
     def _submitted(self, made: tuple[Any, list[str]]) -> None:
         job, missing = made
@@ -194,7 +191,7 @@ class FinetuneRow(QWidget):
             found = predict_classes(view.study, entry, project.classes, progress, cancel)
             return found, compare(features, labels, found.labels, project.classes, others, project.regions)
 
-        self._run(run, "Comparing…", lambda made: self._compared(view, *made))
+        self._run(run, "Comparing", lambda made: self._compared(view, *made))
 
     def _compared(self, view: AnnotationView, found: ModelPrediction, comparison: Comparison) -> None:
         """Say which is better, and keep what the model predicts where that is it."""
@@ -225,13 +222,20 @@ class FinetuneRow(QWidget):
 
     def _run(self, function: Callable[..., Any], doing: str, done: Callable[[Any], None]) -> None:
         self._work = work = Work(function)
+        work.progressed.connect(self.progressed)
         work.done.connect(done)
         work.failed.connect(self._failed)
         work.cancelled.connect(lambda: self._ended("Cancelled."))
         work.crashed.connect(self._crashed)
         self.set_project(self._project, self._view)
-        self.status.setText(doing)
+        self.status.setText(f"{doing}…")
+        self.progressed.emit(Progress(doing))
         work.start()
+
+    def cancel(self) -> None:
+        """Ask what is being exported or compared to stop."""
+        if self._work is not None:
+            self._work.cancel()
 
     def _failed(self, message: str) -> None:
         self._ended(message)
@@ -243,6 +247,7 @@ class FinetuneRow(QWidget):
 
     def _ended(self, message: str) -> None:
         self._work = None
+        self.progressed.emit(Progress(""))
         self.status.setText(message)
         self.set_project(self._project, self._view)
 
@@ -262,30 +267,3 @@ def _verdict(name: str, found: Comparison, where: str) -> str:
         better = f"The {'model' if found.model_is_better else 'probe'} is better there"
     slices = f"{found.slices} painted slices{' of ' * bool(where)}{where}"
     return f"Mean Dice on {slices}: probe {probe:.2f}, {name} {model:.2f}. {better}."
-
-
-def _folds(studies: int) -> int:
-    """Return to how many folds so many studies are dealt out; 0 where one would have none to learn from."""
-    return min(_FOLDS, studies) if studies > 1 else 0
-
-
-def _submit(project: AnnotationProject, asked: FinetuneSpec, progress: ProgressCallback, cancel: CancelToken) -> Any:
-    name = free_name(_model_name(project.folder, asked.task))
-    folder = _free_folder(project.folder / "datasets" / name)
-    data = export_dataset(project, folder, progress=progress, cancel=cancel, task=asked.task, link=True)
-    exported = sum(path.is_dir() for path in data.iterdir())
-    folds = _folds(exported) if asked.folds else 0
-    spec = asked.model_copy(update={"data": (DataSource(path=str(data)),), "folds": folds})
-    job = submit_job(training_job("finetune", spec, name))
-    return job, left_out(data)
-
-
-def _free_folder(folder: Path) -> Path:
-    """Return a folder that is not there yet: a dataset stays when its job and its model are removed."""
-    numbered = (folder.with_name(f"{folder.name}-{k}") for k in itertools.count(2))
-    return folder if not folder.exists() else next(f for f in numbered if not f.exists())
-
-
-def _model_name(folder: Path, task: Task) -> str:
-    letters = "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.name.lower()).strip("-")
-    return (letters[:45].strip("-") or "project") + ("-classes" if task == "classification" else "")

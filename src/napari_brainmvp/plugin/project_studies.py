@@ -140,7 +140,7 @@ class ProjectStudies(QWidget):
 
             return export_dataset(project, folder, layout, progress, cancel)
 
-        self._run(run, self._exported)
+        self._run(run, "Exporting", self._exported)
 
     def _exported(self, dataset: Path) -> None:
         from napari_brainmvp.annotation.export import left_out
@@ -162,14 +162,14 @@ class ProjectStudies(QWidget):
                 project, lambda name: read_features(project.read(name), progress, cancel), progress, cancel
             )
 
-        self._run(run, self._found)
+        self._run(run, "Reading the studies", self._found)
 
     def _found(self, order: list[str]) -> None:
         self._order = tuple(order)
         self.show_project(self._project, self._current)
         self.said.emit(f"Annotate {order[0]} next: the prediction is undecided there, and on others like it.")
 
-    def _run(self, function: Callable[..., Any], done: Callable[[Any], None]) -> None:
+    def _run(self, function: Callable[..., Any], doing: str, done: Callable[[Any], None]) -> None:
         if self._work is not None:
             return
         self._work = work = Work(function)
@@ -177,10 +177,20 @@ class ProjectStudies(QWidget):
         work.done.connect(self._ended)
         work.done.connect(done)
         work.failed.connect(self._failed)
-        work.cancelled.connect(self._ended)
+        work.cancelled.connect(self._cancelled)
         work.crashed.connect(self._crashed)
         self.rank.setEnabled(False)
+        self.progressed.emit(Progress(doing))
         work.start()
+
+    def cancel(self) -> None:
+        """Ask what is being read or exported to stop."""
+        if self._work is not None:
+            self._work.cancel()
+
+    def _cancelled(self) -> None:
+        self._ended()
+        self.said.emit("Cancelled. Nothing was written.")
 
     def _failed(self, message: str) -> None:
         self._ended()
