@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QApplication
+from qtpy.QtGui import QAction
+from qtpy.QtWidgets import QAbstractButton, QApplication
 from vispy.app.canvas import MouseEvent
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
@@ -160,7 +161,7 @@ def test_the_mouse_paints_on_the_canvas(panel, view, viewer, qtbot):
     qtbot.waitUntil(lambda: (panel.project.labels("case").labels == 2).any(), timeout=5_000)
 
 
-def test_keys_are_heard_in_the_window(panel, view, viewer, qtbot):
+def test_keys_are_heard_in_the_window(panel, view, viewer, qtbot, tmp_path):
     viewer.window.add_dock_widget(panel.keep, name="BrainMVP")
     window = viewer.window._qt_window
     window.activateWindow()
@@ -181,9 +182,30 @@ def test_keys_are_heard_in_the_window(panel, view, viewer, qtbot):
     qtbot.waitUntil(lambda: (native(view.layer)[..., MIDDLE] != 0).all(), timeout=5_000)
     qtbot.keyClick(window, Qt.Key.Key_Z, Qt.KeyboardModifier.AltModifier)
     qtbot.waitUntil(lambda: np.array_equal(native(view.layer), both_painted), timeout=5_000)
-    panel.finetune.button.clicked.disconnect()  # a training of minutes would outlive the test
-    with qtbot.waitSignal(panel.finetune.button.clicked, timeout=5_000):
-        qtbot.keyClick(window, Qt.Key.Key_M, Qt.KeyboardModifier.AltModifier)
+    qtbot.keyClick(window, Qt.Key.Key_K, Qt.KeyboardModifier.AltModifier)
+    qtbot.waitUntil(lambda: len(panel.project.classes) == 3, timeout=5_000)
+    qtbot.keyClick(window, Qt.Key.Key_O, Qt.KeyboardModifier.AltModifier)
+    qtbot.waitUntil(lambda: panel.classes.dialog is not None, timeout=5_000)
+    panel.classes.dialog.reject()
+    window.activateWindow()
+    qtbot.waitUntil(window.isActiveWindow, timeout=10_000)
+    panel.project.add_study(replace(lesion_study(tmp_path, "next", 5), labels=None))
+    panel.studies.show_project(panel.project, "case")
+    part, alt = panel.finetune, Qt.KeyboardModifier.AltModifier
+    part.use.show()  # as where a model is better
+    buttons = {
+        part.button: (Qt.Key.Key_M, alt),
+        part.compare: (Qt.Key.Key_Q, alt),
+        part.use: (Qt.Key.Key_Q, shift),
+        panel.studies.rank: (Qt.Key.Key_X, alt),
+        panel.start: (Qt.Key.Key_E, alt),
+    }
+    taken = [a.shortcut().toString() for a in (*window.findChildren(QAction), *window.findChildren(QAbstractButton))]
+    for button, (key, modifiers) in buttons.items():
+        button.clicked.disconnect()  # a training of minutes would outlive the test
+        with qtbot.waitSignal(button.clicked, timeout=5_000):
+            qtbot.keyClick(window, key, modifiers)
+        assert taken.count(button.shortcut().toString()) == 1
 
 
 def test_tools_do_what_they_say(panel, view, qtbot):
@@ -581,6 +603,7 @@ def test_the_better_model_takes_over_until_the_next_stroke(panel, known, viewer,
     np.testing.assert_array_equal(native(viewer.layers["Uncertainty"]), known.uncertainty)
     assert "prediction of mine, not the probe's" in panel.status.text()
     assert part.use.text() == "Use the probe"
+    assert part.use.shortcut().toString() == "Alt+Shift+Q"
 
     viewer.dims.set_point(0, layer.data_to_world((MIDDLE, 0, 0))[0])
     before = native(layer)[..., MIDDLE].copy()

@@ -67,7 +67,15 @@ class AnnotatePanel(QWidget):
         self._refresh()
 
     def _build(self) -> None:
-        self.start.setToolTip("Add the open study to the project, if it is not in it, and paint on it.")
+        self.start.setToolTip("Add the open study to the project, if it is not in it, and paint on it (Alt+E).")
+        keys = {
+            self.start: "Alt+E",
+            self.studies.rank: "Alt+X",
+            self.classes.add: "Alt+K",
+            self.classes.regions: "Alt+O",
+        }
+        for button, key in keys.items():  # Alt+S and Alt+C are napari's
+            button.setShortcut(key)
         files = QHBoxLayout()
         files.addWidget(self.new)
         files.addWidget(self.open)

@@ -80,8 +80,9 @@ class FinetuneRow(QWidget):
         self.cross.toggled.connect(self._say_times)
         self.compare.setToolTip(
             "Which is closer to what is painted on this study: the probe, each painted slice predicted from the "
-            "others, or the model that was fine-tuned on this project last?"
+            "others, or the model that was fine-tuned on this project last? (Alt+Q)"
         )
+        self.compare.setShortcut("Alt+Q")
         self.compare.clicked.connect(self.find_better)
         self.use.hide()
         self.use.clicked.connect(self._swap)
@@ -209,7 +210,8 @@ class FinetuneRow(QWidget):
         self.use.setVisible(self._better is not None)
         shown = view is not None and bool(view.model)
         self.use.setText("Use the probe" if shown else "Use the model")
-        self.use.setToolTip(_USE_PROBE if shown else _USE_MODEL)
+        self.use.setShortcut("Alt+Shift+Q")  # which another text takes away
+        self.use.setToolTip(f"{_USE_PROBE if shown else _USE_MODEL} (Alt+Shift+Q)")
 
     def _swap(self) -> None:
         if self._better is None:

@@ -48,7 +48,7 @@ class ProjectStudies(QWidget):
         self.studies.setToolTip("Studies of the project: choose one to open it.")
         self.rank.setToolTip(
             "Order the studies nobody has painted on: first those on which the prediction is undecided, and that are "
-            "like others on which it is. Every study is read once, which takes a while."
+            "like others on which it is. Every study is read once, which takes a while (Alt+X)."
         )
         for box in (self.studies, self.group):  # a long name shall not widen the panel
             box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
