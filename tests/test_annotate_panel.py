@@ -521,31 +521,46 @@ def on_two_slices(panel, qtbot) -> None:
     qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
 
 
-def test_a_model_grows_from_the_strokes_and_is_compared_on_the_next_study(panel, view, viewer, qtbot, tmp_path, home):
+def test_a_model_grows_from_the_strokes_and_is_compared_on_the_next_study(
+    panel, view, viewer, qtbot, tmp_path, monkeypatch
+):
     from napari_brainmvp.training.finetuning import spec
 
+    seen = []
+    monkeypatch.setattr("napari.utils.notifications.notification_manager.dispatch", seen.append)
     part = panel.finetune
+    panel.keep.jobs.abandon()  # it looks when the test says so
     quick = {"max_steps": 3, "crop": 32, "validate_every": 3, "accelerator": "cpu", "precision": "32-true"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(spec.PRESETS, "minutes", quick)
         on_two_slices(panel, qtbot)
         with qtbot.waitSignal(part.submitted, timeout=60_000):
             qtbot.mouseClick(part.button, Qt.MouseButton.LeftButton)
-    qtbot.waitUntil(lambda: [j.state for j in list_jobs()] == ["done"], timeout=180_000)
-    name = list_jobs()[0].name
-    panel.keep.jobs.poll()
-    qtbot.waitUntil(lambda: panel.keep.segment.model.findText("Fine-tuned model") >= 0, timeout=30_000)
-    qtbot.mouseClick(part.compare, Qt.MouseButton.LeftButton)
-    qtbot.waitUntil(lambda: "was trained on case" in part.status.text(), timeout=60_000)
-
     panel.project.add_study(replace(lesion_study(tmp_path, "next", 5), labels=None))
     panel.studies.show_project(panel.project, "case")
     choose_study(panel, "next")
     qtbot.waitUntil(lambda: panel.view.probe.predictor is not None, timeout=90_000)
     on_two_slices(panel, qtbot)
+    qtbot.waitUntil(lambda: [j.state for j in list_jobs()] == ["done"], timeout=180_000)
+    (job,) = list_jobs()
+    panel.keep.jobs.poll()
+    qtbot.waitUntil(lambda: "Mean Dice on 2 painted slices" in part.status.text(), timeout=90_000)  # unasked
+    assert job.name in part.status.text()
+    assert part.use.isVisible() == ("model is better" in part.status.text())
+    qtbot.waitUntil(lambda: panel.keep.segment.model.findText("Fine-tuned model") >= 0, timeout=30_000)
+
+    choose_study(panel, "case")
+    qtbot.waitUntil(lambda: panel.view.probe.predictor is not None, timeout=90_000)
+    part._started[job.name] = panel.project.folder
+    seen.clear()
+    part.job_done(job)
+    qtbot.waitUntil(lambda: "was trained on case" in part.status.text(), timeout=60_000)
+    assert not seen  # nobody asked
+    part.status.clear()
     qtbot.mouseClick(part.compare, Qt.MouseButton.LeftButton)
-    qtbot.waitUntil(lambda: "Mean Dice on 2 painted slices" in part.status.text(), timeout=90_000)
-    assert name in part.status.text()
+    qtbot.waitUntil(lambda: "was trained on case" in part.status.text(), timeout=60_000)
+    assert seen
+    qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
 
 
 @pytest.fixture

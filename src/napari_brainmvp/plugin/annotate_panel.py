@@ -68,14 +68,9 @@ class AnnotatePanel(QWidget):
 
     def _build(self) -> None:
         self.start.setToolTip("Add the open study to the project, if it is not in it, and paint on it (Alt+E).")
-        keys = {
-            self.start: "Alt+E",
-            self.studies.rank: "Alt+X",
-            self.classes.add: "Alt+K",
-            self.classes.regions: "Alt+O",
-        }
-        for button, key in keys.items():  # Alt+S and Alt+C are napari's
-            button.setShortcut(key)
+        buttons = (self.start, self.studies.rank, self.classes.add, self.classes.regions)
+        for button, key in zip(buttons, "EXKO", strict=True):  # S and C are napari's
+            button.setShortcut(f"Alt+{key}")
         files = QHBoxLayout()
         files.addWidget(self.new)
         files.addWidget(self.open)

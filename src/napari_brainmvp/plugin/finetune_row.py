@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QCheckBox, QComboBox, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
+from napari_brainmvp.annotation.export import Task
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import StudyError
-from napari_brainmvp.jobs import say_seconds
+from napari_brainmvp.jobs import Job, say_seconds
 from napari_brainmvp.plugin.annotation_view import AnnotationView
 from napari_brainmvp.plugin.finetune_job import count_folds, submit_finetuning
 from napari_brainmvp.plugin.machine_timer import MachineTimer
@@ -57,6 +59,7 @@ class FinetuneRow(QWidget):
         self._view: AnnotationView | None = None
         self._better: tuple[AnnotationView, ModelPrediction] | None = None
         self._work: Work | None = None
+        self._started: dict[str, Path] = {}  # jobs whose models are compared once they are done, and of which project
         self._timer = MachineTimer()
         self.task, self.preset = QComboBox(), QComboBox()
         self.cross = QCheckBox("Measure by cross-validation")
@@ -164,22 +167,38 @@ class FinetuneRow(QWidget):
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
             return submit_finetuning(project, asked, progress, cancel)
 
-        self._run(run, "Exporting what is annotated", self._submitted)
+        self._run(run, "Exporting what is annotated", lambda made: self._submitted(project.folder, asked.task, *made))
 
-    def _submitted(self, made: tuple[Any, list[str]]) -> None:
-        job, missing = made
+    def _submitted(self, folder: Path, task: Task, job: Any, missing: list[str]) -> None:
+        if task == "segmentation":
+            self._started[job.name] = folder
         note = f" Left out, as they cannot be read: {', '.join(missing)}." if missing else ""
         self._ended(f"Training {job.name} in the background: see the jobs below.{note}")
         self.submitted.emit()
 
+    def job_done(self, job: Job) -> None:
+        """Compare unasked, once a job that was started here is done; what comes of it is said in this row only."""
+        folder = self._started.pop(job.name, None)
+        if self._work is None and self._project is not None and self._project.folder == folder:
+            self.status.setText(f"{job.name} is done. On a study that was painted since, ask: {self.compare.text()}")
+            self._find_better(self._ended)
+
     def find_better(self) -> None:
         """Compare the probe with the newest model of the project on the study that is painted on."""
+        self._find_better(self._failed)
+
+    def _find_better(self, failed: Callable[[str], None]) -> None:
         project, view = self._project, self._view
         if project is None or view is None or view.probe.predictor is None or self._work is not None:
             return
-        features, labels, others = view.probe.predictor.features, view.labels.copy(), view.probe.others
+        try:
+            labels = view.labels.copy()
+        except StudyError as error:  # the layer was moved
+            failed(str(error))
+            return
+        features, others = view.probe.predictor.features, view.probe.others
         if not labels.any():
-            self._failed(f"Nothing is painted on {view.name} yet: paint every class on two slices, to compare on them.")
+            failed(f"Nothing is painted on {view.name} yet: paint every class on two slices, to compare on them.")
             return
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
@@ -192,7 +211,7 @@ class FinetuneRow(QWidget):
             found = predict_classes(view.study, entry, project.classes, progress, cancel)
             return found, compare(features, labels, found.labels, project.classes, others, project.regions)
 
-        self._run(run, "Comparing", lambda made: self._compared(view, *made))
+        self._run(run, "Comparing", lambda made: self._compared(view, *made), failed)
 
     def _compared(self, view: AnnotationView, found: ModelPrediction, comparison: Comparison) -> None:
         """Say which is better, and keep what the model predicts where that is it."""
@@ -222,11 +241,17 @@ class FinetuneRow(QWidget):
         else:
             view.use_model(found)
 
-    def _run(self, function: Callable[..., Any], doing: str, done: Callable[[Any], None]) -> None:
+    def _run(
+        self,
+        function: Callable[..., Any],
+        doing: str,
+        done: Callable[[Any], None],
+        failed: Callable[[str], None] | None = None,
+    ) -> None:
         self._work = work = Work(function)
         work.progressed.connect(self.progressed)
         work.done.connect(done)
-        work.failed.connect(self._failed)
+        work.failed.connect(failed or self._failed)
         work.cancelled.connect(lambda: self._ended("Cancelled."))
         work.crashed.connect(self._crashed)
         self.set_project(self._project, self._view)
