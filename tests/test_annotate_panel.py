@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from napari.utils._proxies import PublicOnlyProxy
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QAction
 from qtpy.QtWidgets import QAbstractButton, QApplication
@@ -784,6 +785,19 @@ def test_removing_the_layer_keeps_the_strokes(panel, view, viewer, qtbot):
     viewer.layers.remove(view.layer)
     assert panel.view is None
     np.testing.assert_array_equal(panel.project.labels("case").labels, saved)
+
+
+def test_a_view_knows_its_layers_in_the_viewer_that_napari_gives_to_plugins(viewer, qtbot, tmp_path):
+    widget = BrainMVPWidget(PublicOnlyProxy(viewer))
+    qtbot.addWidget(widget)
+    open_study(viewer, lesion_study(tmp_path))
+    panel = widget.annotate
+    panel.create_project(tmp_path / "project")
+    panel.annotate()
+    assert panel.begin.count() == 1  # its own labels are nothing to begin with
+    viewer.layers.remove("Annotation case")
+    assert panel.view is None
+    panel.abandon()
 
 
 def test_a_project_on_a_full_disk_is_let_go(panel, qtbot, tmp_path):

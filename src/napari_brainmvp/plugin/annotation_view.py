@@ -278,7 +278,7 @@ class AnnotationView(QObject):
             self.layer.editable = False
 
     def _removed(self, event: Any) -> None:
-        if event.value is self.layer:
+        if event.value == self.layer:  # which is a proxy, where napari gave the viewer to the plugin
             self.close(keep=False)
             self.closed.emit()
 

@@ -51,7 +51,7 @@ class LabelSource(QComboBox):
         self.clear()
         self.addItem("Begin without labels", None)
         for layer in self._viewer.layers:
-            if isinstance(layer, Labels) and layer.data.ndim == 3 and not any(layer is own for own in self._own):
+            if isinstance(layer, Labels) and layer.data.ndim == 3 and layer not in self._own:
                 self.addItem(f"Begin with {layer.name}", layer)
         self.setCurrentIndex(next((k for k in range(self.count()) if self.itemData(k) is chosen), 0))
         self.setVisible(self.count() > 1)
