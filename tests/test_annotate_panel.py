@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from napari.utils._proxies import PublicOnlyProxy
 from qtpy.QtCore import QEvent, QObject, Qt, QTimer
-from qtpy.QtWidgets import QApplication, QInputDialog
+from qtpy.QtGui import QAction
+from qtpy.QtWidgets import QAbstractButton, QApplication, QInputDialog
 from vispy.app.canvas import MouseEvent
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
@@ -20,8 +22,9 @@ from models_for_tests import COLORS, NAMES, tiny_model
 from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.jobs import list_jobs
 from napari_brainmvp.plugin import live_probe
-from napari_brainmvp.plugin.layers import study_layers
+from napari_brainmvp.plugin.layers import layer_path, scan_layer, study_layers
 from napari_brainmvp.plugin.painted import native
 from napari_brainmvp.plugin.widget import BrainMVPWidget
 from napari_brainmvp.study import Grid, Study
@@ -161,7 +164,7 @@ def test_the_mouse_paints_on_the_canvas(panel, view, viewer, qtbot):
     qtbot.waitUntil(lambda: (panel.project.labels("case").labels == 2).any(), timeout=5_000)
 
 
-def test_keys_are_heard_in_the_window(panel, view, viewer, qtbot):
+def test_keys_are_heard_in_the_window(panel, view, viewer, qtbot, tmp_path):
     viewer.window.add_dock_widget(panel.keep, name="BrainMVP")
     window = viewer.window._qt_window
     window.activateWindow()
@@ -182,9 +185,30 @@ def test_keys_are_heard_in_the_window(panel, view, viewer, qtbot):
     qtbot.waitUntil(lambda: (native(view.layer)[..., MIDDLE] != 0).all(), timeout=5_000)
     qtbot.keyClick(window, Qt.Key.Key_Z, Qt.KeyboardModifier.AltModifier)
     qtbot.waitUntil(lambda: np.array_equal(native(view.layer), both_painted), timeout=5_000)
-    panel.finetune.button.clicked.disconnect()  # a training of minutes would outlive the test
-    with qtbot.waitSignal(panel.finetune.button.clicked, timeout=5_000):
-        qtbot.keyClick(window, Qt.Key.Key_M, Qt.KeyboardModifier.AltModifier)
+    qtbot.keyClick(window, Qt.Key.Key_K, Qt.KeyboardModifier.AltModifier)
+    qtbot.waitUntil(lambda: len(panel.project.classes) == 3, timeout=5_000)
+    qtbot.keyClick(window, Qt.Key.Key_O, Qt.KeyboardModifier.AltModifier)
+    qtbot.waitUntil(lambda: panel.classes.dialog is not None, timeout=5_000)
+    panel.classes.dialog.reject()
+    window.activateWindow()
+    qtbot.waitUntil(window.isActiveWindow, timeout=10_000)
+    panel.project.add_study(replace(lesion_study(tmp_path, "next", 5), labels=None))
+    panel.studies.show_project(panel.project, "case")
+    part, alt = panel.finetune, Qt.KeyboardModifier.AltModifier
+    part.use.show()  # as where a model is better
+    buttons = {
+        part.button: (Qt.Key.Key_M, alt),
+        part.compare: (Qt.Key.Key_Q, alt),
+        part.use: (Qt.Key.Key_Q, shift),
+        panel.studies.rank: (Qt.Key.Key_X, alt),
+        panel.start: (Qt.Key.Key_E, alt),
+    }
+    taken = [a.shortcut().toString() for a in (*window.findChildren(QAction), *window.findChildren(QAbstractButton))]
+    for button, (key, modifiers) in buttons.items():
+        button.clicked.disconnect()  # a training of minutes would outlive the test
+        with qtbot.waitSignal(button.clicked, timeout=5_000):
+            qtbot.keyClick(window, key, modifiers)
+        assert taken.count(button.shortcut().toString()) == 1
 
 
 def test_tools_do_what_they_say(panel, view, qtbot):
@@ -330,15 +354,53 @@ def test_a_chosen_labels_layer_is_where_one_begins(panel, viewer, qtbot):
     assert panel.begin.findText("Begin with Prediction") < 0
 
 
+def answer_with(qtbot, answer: str) -> list[str]:
+    """Click a button of the question that comes; return what was asked, once it was."""
+    asked = []
+
+    def click() -> None:
+        box = QApplication.activeModalWidget()
+        asked.append(box.informativeText())
+        button = next(b for b in box.buttons() if b.text().replace("&", "") == answer)
+        qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+    QTimer.singleShot(200, click)
+    return asked
+
+
 def test_a_truth_or_segmentation_that_happens_to_be_selected_is_not_taken_for_strokes(panel, viewer, qtbot):
-    layer = shown_labels(viewer, truth(), features={"index": [0, 1, 2], "structure": ["background", "CSF", "Lesion"]})
-    panel.begin.setCurrentIndex(panel.begin.findText(f"Begin with {layer.name}"))
-    qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
-    assert "calls the value 1 'CSF', the project 'Background'" in panel.status.text()
-    assert panel.project.studies == ()
-    panel.begin.setCurrentIndex(0)
+    shown_labels(viewer, truth(), features={"index": [0, 1, 2], "structure": ["background", "CSF", "Lesion"]})
     begin(panel, qtbot)
     assert not panel.project.labels("case").labels.any()
+
+
+def test_a_segmentation_whose_numbers_are_taken_becomes_new_classes(panel, viewer, qtbot, tmp_path):
+    """As one of the default model in a new project, and in the second study of it."""
+    values = truth().astype(np.int64)
+    values[values.shape[0] // 2 :][values[values.shape[0] // 2 :] == 1] = 7
+    names = ["background", "CSF", "Grey matter", "Left", "lesion"]
+    layer = shown_labels(viewer, values, features={"index": [0, 1, 2, 4, 7], "structure": names})
+    begin_with = f"Begin with {layer.name}"
+    panel.begin.setCurrentIndex(panel.begin.findText(begin_with))
+    asked = answer_with(qtbot, "Cancel")
+    qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
+    assert "1 = CSF, 2 = Grey matter. In this project: 1 = Background, 2 = Lesion" in asked[0]
+    assert panel.project.studies == ()
+    assert "Nothing was added" in panel.status.text()
+    answer_with(qtbot, "New classes")
+    begin(panel, qtbot)
+    expected = np.select([values == 1, values == 2, values == 7], [3, 4, 2], 0)
+    np.testing.assert_array_equal(panel.project.labels("case").labels, expected)
+    known = {1: "Background", 2: "Lesion", 3: "CSF", 4: "Grey matter"}
+    assert {c.value: c.name for c in panel.project.classes} == known
+    assert panel.project.background.value == 1
+    for other in [other for other in viewer.layers if other is not layer]:
+        viewer.layers.remove(other)
+    open_study(viewer, lesion_study(tmp_path, "second", 4))
+    panel.begin.setCurrentIndex(panel.begin.findText(begin_with))
+    begin(panel, qtbot)  # all names are known: there is nothing to ask
+    np.testing.assert_array_equal(panel.project.labels("second").labels, expected)
+    assert {c.value: c.name for c in panel.project.classes} == known
 
 
 def test_what_is_closed_cannot_be_painted_on(panel, view, viewer, qtbot, tmp_path):
@@ -453,6 +515,59 @@ def choose_study(panel, name: str) -> None:
     studies.activated.emit(studies.currentIndex())
 
 
+def test_choosing_a_study_removes_the_scans_of_the_last_one_and_no_others(panel, viewer, qtbot, tmp_path):
+    scan = lesion_study(keys=("t2",)).scans["t2"]
+    data, options, _ = scan_layer(replace(scan, imputed=True), np.eye(4))
+    made = viewer.add_image(data, **options)
+    own = [layer for layer in viewer.layers if layer is not made]
+    begin(panel, qtbot)
+    assert panel.project.read("case").scans["t2"].imputed  # what was copied into the project says so
+    before = len(viewer.layers)
+    open_study(viewer, lesion_study(tmp_path, "beside", 6))
+    beside = list(viewer.layers)[before:]
+    panel.project.add_study(replace(lesion_study(tmp_path, "third", 5), labels=None))
+    panel.studies.show_project(panel.project, "case")
+    choose_study(panel, "third")
+    assert not any(layer in viewer.layers for layer in own)
+    assert all(layer in viewer.layers and not layer.visible for layer in (*beside, made))
+    assert made.name == "T2 (imputed) of case"
+    choose_study(panel, "case")
+    homes = [path.parent.name for layer in viewer.layers if (path := layer_path(layer)) is not None]
+    assert sorted(homes) == ["beside", "beside", "case", "case", "case"]
+    qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
+
+
+@pytest.mark.parametrize("keys", [("flair", "dwi", "adc"), ("dwi", "adc")])
+def test_all_scans_of_a_study_are_annotated_whatever_model_is_chosen(panel, viewer, qtbot, tmp_path, keys):
+    viewer.layers.clear()
+    assert not panel.start.isEnabled()
+    stray = lesion_study(tmp_path, "stray", 7, keys=("flair", "dwi", "mra"))
+    stroke_study = lesion_study(tmp_path, "stroke", 3, keys=keys)
+    open_study(viewer, stray)  # of somebody else: its MRA is no scan of the study
+    open_study(viewer, stroke_study)
+    assert panel.start.isEnabled()
+    if "flair" not in keys:
+        for layer in [layer for layer in viewer.layers if layer_path(layer).parent.name == "stray"]:
+            viewer.layers.remove(layer)  # now no row of the Study panel has a layer
+    begin(panel, qtbot)
+    reference = panel.project.study("stroke")
+    assert set(reference.scans) == set(keys)
+    assert reference.grid.same_as(stroke_study.grid)
+    assert {name.split()[0] for name in panel.view.probe.predictor.features.names} - {"network", "class"} == set(keys)
+    both(panel, qtbot)
+    assert (native(viewer.layers["Prediction"]) == 2).any()
+    painted = native(panel.view.layer).copy()
+    panel.close_project()
+    viewer.layers.clear()
+    panel.open_project(tmp_path / "project")
+    choose_study(panel, "stroke")
+    np.testing.assert_array_equal(native(panel.view.layer), painted)
+    assert set(panel.view.study.scans) == set(keys)
+    begin(panel, qtbot)  # the button finds it again, too
+    assert [s.name for s in panel.project.studies] == ["stroke"]
+    qtbot.waitUntil(lambda: panel.view.probe.ready and not panel.view.probe.busy, timeout=60_000)
+
+
 def test_which_study_next_and_what_class_each_is_of(panel, view, qtbot, tmp_path, monkeypatch):
     both(panel, qtbot)
     for name, seed, keys in (("alike", 3, ("t1", "flair")), ("less", 4, ("t1",))):
@@ -507,32 +622,46 @@ def on_two_slices(panel, qtbot) -> None:
     qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
 
 
-def test_a_model_grows_from_the_strokes_and_is_compared_on_the_next_study(panel, view, viewer, qtbot, tmp_path, home):
-    from napari_brainmvp.jobs import list_jobs
+def test_a_model_grows_from_the_strokes_and_is_compared_on_the_next_study(
+    panel, view, viewer, qtbot, tmp_path, monkeypatch
+):
     from napari_brainmvp.training.finetuning import spec
 
+    seen = []
+    monkeypatch.setattr("napari.utils.notifications.notification_manager.dispatch", seen.append)
     part = panel.finetune
+    panel.keep.jobs.abandon()  # it looks when the test says so
     quick = {"max_steps": 3, "crop": 32, "validate_every": 3, "accelerator": "cpu", "precision": "32-true"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(spec.PRESETS, "minutes", quick)
         on_two_slices(panel, qtbot)
         with qtbot.waitSignal(part.submitted, timeout=60_000):
             qtbot.mouseClick(part.button, Qt.MouseButton.LeftButton)
-    qtbot.waitUntil(lambda: [j.state for j in list_jobs()] == ["done"], timeout=180_000)
-    name = list_jobs()[0].name
-    panel.keep.jobs.poll()
-    qtbot.waitUntil(lambda: panel.keep.segment.model.findText("Fine-tuned model") >= 0, timeout=30_000)
-    qtbot.mouseClick(part.compare, Qt.MouseButton.LeftButton)
-    qtbot.waitUntil(lambda: "was trained on case" in part.status.text(), timeout=60_000)
-
     panel.project.add_study(replace(lesion_study(tmp_path, "next", 5), labels=None))
     panel.studies.show_project(panel.project, "case")
     choose_study(panel, "next")
     qtbot.waitUntil(lambda: panel.view.probe.predictor is not None, timeout=90_000)
     on_two_slices(panel, qtbot)
+    qtbot.waitUntil(lambda: [j.state for j in list_jobs()] == ["done"], timeout=180_000)
+    (job,) = list_jobs()
+    panel.keep.jobs.poll()
+    qtbot.waitUntil(lambda: "Mean Dice on 2 painted slices" in part.status.text(), timeout=90_000)  # unasked
+    assert job.name in part.status.text()
+    assert part.use.isVisible() == ("model is better" in part.status.text())
+    qtbot.waitUntil(lambda: panel.keep.segment.model.findText("Fine-tuned model") >= 0, timeout=30_000)
+
+    choose_study(panel, "case")
+    qtbot.waitUntil(lambda: panel.view.probe.predictor is not None, timeout=90_000)
+    part._started[job.name] = panel.project.folder
+    seen.clear()
+    part.job_done(job)
+    qtbot.waitUntil(lambda: "was trained on case" in part.status.text(), timeout=60_000)
+    assert not seen  # nobody asked
+    part.status.clear()
     qtbot.mouseClick(part.compare, Qt.MouseButton.LeftButton)
-    qtbot.waitUntil(lambda: "Mean Dice on 2 painted slices" in part.status.text(), timeout=90_000)
-    assert name in part.status.text()
+    qtbot.waitUntil(lambda: "was trained on case" in part.status.text(), timeout=60_000)
+    assert seen
+    qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
 
 
 @pytest.fixture
@@ -590,6 +719,7 @@ def test_the_better_model_takes_over_until_the_next_stroke(panel, known, viewer,
     np.testing.assert_array_equal(native(viewer.layers["Uncertainty"]), known.uncertainty)
     assert "prediction of mine, not the probe's" in panel.status.text()
     assert part.use.text() == "Use the probe"
+    assert part.use.shortcut().toString() == "Alt+Shift+Q"
 
     viewer.dims.set_point(0, layer.data_to_world((MIDDLE, 0, 0))[0])
     before = native(layer)[..., MIDDLE].copy()
@@ -695,15 +825,7 @@ def test_labels_without_names_are_asked_about(panel, viewer, qtbot, monkeypatch,
     monkeypatch.setattr("napari.utils.notifications.notification_manager.dispatch", seen.append)
     layer = shown_labels(viewer, (truth() == 2).astype(np.int32))
     panel.begin.setCurrentIndex(panel.begin.findText(f"Begin with {layer.name}"))
-    asked = []
-
-    def click() -> None:
-        box = QApplication.activeModalWidget()
-        asked.append(box.informativeText())
-        button = next(b for b in box.buttons() if b.text().replace("&", "") == answer)
-        qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
-
-    QTimer.singleShot(200, click)
+    asked = answer_with(qtbot, answer)
     qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
     assert "1 = Background" in asked[0]
     if answer == "Cancel":
@@ -715,6 +837,40 @@ def test_labels_without_names_are_asked_about(panel, viewer, qtbot, monkeypatch,
     np.testing.assert_array_equal(panel.project.labels("case").labels, np.where(truth() == 2, value, 0))
     names = {c.value: c.name for c in panel.project.classes}
     assert names == {1: "Background", 2: "Lesion"} | ({3: f"{layer.name} 1"} if value == 3 else {})
+
+
+def test_whatever_takes_long_can_be_cancelled(panel, viewer, qtbot, tmp_path):
+    row, part = panel.progress, panel.finetune
+    assert not row.cancel.isVisible()
+
+    def cancel(start) -> None:
+        start()
+        assert row.cancel.isVisible()
+        qtbot.mouseClick(row.cancel, Qt.MouseButton.LeftButton)
+        qtbot.waitUntil(lambda: not row.cancel.isVisible() and not row.bar.isVisible(), timeout=60_000)
+
+    cancel(lambda: qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton))
+    assert "the study was not read" in panel.status.text()
+    assert panel.view.probe.predictor is None
+    begin(panel, qtbot)  # as it says
+    on_two_slices(panel, qtbot)
+    painted = panel.project.labels("case").labels
+    for name in ("next", "other"):
+        panel.project.add_study(replace(lesion_study(tmp_path, name, 5), labels=None))
+    panel.project.labels("next").record(painted)
+    panel.studies.show_project(panel.project, "case")
+    cancel(lambda: qtbot.mouseClick(panel.studies.rank, Qt.MouseButton.LeftButton))
+    assert "Cancelled" in panel.status.text()
+    assert panel.studies.rank.isEnabled()
+    cancel(lambda: panel.studies.export_dataset(tmp_path / "dataset", "brats"))
+    assert not (tmp_path / "dataset").exists()
+    cancel(lambda: qtbot.mouseClick(panel.everything, Qt.MouseButton.LeftButton))
+    assert (panel.everything.isChecked(), panel.view.probe.others) == (False, ())
+    cancel(lambda: qtbot.mouseClick(part.button, Qt.MouseButton.LeftButton))
+    assert part.status.text() == "Cancelled."
+    assert part.button.isEnabled()
+    assert list_jobs() == []
+    qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
 
 
 def test_nothing_painted_is_nothing_to_compare(panel, view, qtbot):
@@ -765,6 +921,19 @@ def test_only_a_window_that_really_closes_lets_go(panel, viewer, qtbot, tmp_path
     viewer.close()
 
 
+def test_a_view_knows_its_layers_in_the_viewer_that_napari_gives_to_plugins(viewer, qtbot, tmp_path):
+    widget = BrainMVPWidget(PublicOnlyProxy(viewer))
+    qtbot.addWidget(widget)
+    open_study(viewer, lesion_study(tmp_path))
+    panel = widget.annotate
+    panel.create_project(tmp_path / "project")
+    panel.annotate()
+    assert panel.begin.count() == 1  # its own labels are nothing to begin with
+    viewer.layers.remove("Annotation case")
+    assert panel.view is None
+    panel.abandon()
+
+
 def test_a_project_on_a_full_disk_is_let_go(panel, qtbot, tmp_path):
     begin(panel, qtbot)
     stroke(panel, qtbot, 2)
@@ -786,7 +955,7 @@ import napari
 from pathlib import Path
 from annotation_for_tests import lesion_study
 from qtpy.QtWidgets import QApplication
-from napari_brainmvp.plugin.layers import study_layers
+from napari_brainmvp.plugin.layers import layer_path, scan_layer, study_layers
 folder = Path(sys.argv[1])
 viewer = napari.Viewer(show=False)
 _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")

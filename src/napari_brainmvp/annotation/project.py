@@ -184,7 +184,9 @@ class AnnotationProject:
         for key, scan in study.scans.items():
             path = scan.path
             if path is None or not path.exists():
-                path = write_image(self.folder / "scans" / name / f"{name}_{key}.nii.gz", scan.data, scan.grid)
+                said = scan.title if scan.imputed else ""  # read back as imputed, then
+                path = self.folder / "scans" / name / f"{name}_{key}.nii.gz"
+                path = write_image(path, scan.data, scan.grid, description=said)
             path = path.resolve()
             inside = path.is_relative_to(self.folder)
             scans[key] = path.relative_to(self.folder).as_posix() if inside else str(path)

@@ -9,7 +9,7 @@ from typing import Any
 from napari.utils.notifications import show_error, show_info, show_warning
 from qtpy.QtCore import Signal
 from qtpy.QtGui import QKeySequence
-from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QProgressBar, QPushButton, QShortcut, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QShortcut, QVBoxLayout, QWidget
 
 from napari_brainmvp.annotation.content import LabelClass, StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
@@ -19,8 +19,9 @@ from napari_brainmvp.plugin.annotation_tools import AnnotationTools, key_list
 from napari_brainmvp.plugin.annotation_view import AnnotationView
 from napari_brainmvp.plugin.class_table import ClassTable
 from napari_brainmvp.plugin.finetune_row import FinetuneRow
-from napari_brainmvp.plugin.layers import Frame, study_layers, upright_frame
+from napari_brainmvp.plugin.layers import Frame, is_imputed, layer_path, study_layers, upright_frame
 from napari_brainmvp.plugin.new_study import LabelSource, enter
+from napari_brainmvp.plugin.progress_row import ProgressRow
 from napari_brainmvp.plugin.project_studies import ProjectStudies
 from napari_brainmvp.plugin.study_panel import StudyPanel
 from napari_brainmvp.plugin.style import heading, main_button, quiet
@@ -49,6 +50,7 @@ class AnnotatePanel(QWidget):
         self._viewer, self._study = viewer, study
         self.project: AnnotationProject | None = None
         self.view: AnnotationView | None = None
+        self._scans: list[Any] = []  # the layers of the study that is annotated
         self.new, self.open = QPushButton("New project…"), QPushButton("Open project…")
         self.title = quiet("A project keeps your strokes, every one of them, from now on.")
         self.studies = ProjectStudies()
@@ -58,17 +60,17 @@ class AnnotatePanel(QWidget):
         self.toolbox = AnnotationTools()
         self.tools = self.toolbox.buttons
         self.live, self.uncertainty, self.everything = self.toolbox.switches
-        self.bar = QProgressBar()
-        self.status = quiet("")
+        self.progress = ProgressRow()
+        self.status = self.progress.status
         self.finetune = FinetuneRow()
         self._build()
         self._refresh()
 
     def _build(self) -> None:
-        self.start.setToolTip("Add the open study to the project, if it is not in it, and paint on it.")
-        self.bar.setTextVisible(False)
-        self.bar.setFixedHeight(8)
-        self.bar.hide()
+        self.start.setToolTip("Add the open study to the project, if it is not in it, and paint on it (Alt+E).")
+        buttons = (self.start, self.studies.rank, self.classes.add, self.classes.regions)
+        for button, key in zip(buttons, "EXKO", strict=True):  # S and C are napari's
+            button.setShortcut(f"Alt+{key}")
         files = QHBoxLayout()
         files.addWidget(self.new)
         files.addWidget(self.open)
@@ -76,7 +78,7 @@ class AnnotatePanel(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(heading("Annotate"))
         layout.addLayout(files)
-        about = (self.title, self.studies, self.begin, self.start, self.bar, self.status)
+        about = (self.title, self.studies, self.begin, self.start, self.progress)
         for part in (*about, self.classes, self.toolbox, self.finetune, key_list()):
             layout.addWidget(part)
         self._connect()
@@ -88,7 +90,9 @@ class AnnotatePanel(QWidget):
         self.studies.chosen.connect(lambda name: self._try(lambda: self._open_chosen(name)))
         self.studies.said.connect(self.status.setText)
         self.studies.refused.connect(self._refused)
-        self.studies.progressed.connect(self._progressed)
+        for part in (self.studies, self.finetune):
+            part.progressed.connect(self.progress.show_progress)
+        self.progress.stopped.connect(self._cancel)
         self.classes.edited.connect(lambda classes: self._try(lambda: self._edit_classes(classes)))
         self.classes.united.connect(lambda regions: self._try(lambda: self._unite_classes(regions)))
         self.classes.chosen.connect(lambda value: self._tell("choose", value))
@@ -127,6 +131,7 @@ class AnnotatePanel(QWidget):
         """Save, let go of the lock, and leave the layers as they are, to look at."""
         view, project = self.view, self.project
         self.view = self.project = None
+        self.progress.show_progress(Progress(""))  # what a view was reading is read no more
         try:
             if view is not None:
                 view.close()
@@ -135,14 +140,21 @@ class AnnotatePanel(QWidget):
                 project.close()
 
     def annotate(self) -> None:
-        """Paint on the study that is open in the viewer; one that is new in the project begins with chosen labels."""
+        """Paint on the study that is open in the viewer; one that is new in the project begins with chosen labels.
+
+        It has all scans that are recognised, whatever model is chosen elsewhere; one that is in the project, its own.
+        """
         if self.project is None:
             raise BrainMVPError("There is no project yet: make a new one or open one.")
-        study = self._study.study()()
+        study = self._study.study(with_others=True)()
         reference = self.project.find(study)
         if reference is None:
             reference = enter(self.project, study, self.begin.currentData(), self)
+        elif study.reference in reference.scans:
+            study = study.with_modalities(tuple(reference.scans))
+        layers = self._study.assigned_with_others()
         self._show(reference, study, self._study.frame())
+        self._scans = [layer for key, layer in layers.items() if key in study.scans]
 
     def _show(self, reference: StudyReference, study: Study, frame: Frame) -> None:
         """Show a study's labels and paint on them, in place of those that were shown before."""
@@ -154,7 +166,7 @@ class AnnotatePanel(QWidget):
         self.begin.leave_out(view.layers)
         view.said.connect(self.status.setText)
         view.refused.connect(self._refused)
-        view.progressed.connect(self._progressed)
+        view.progressed.connect(self.progress.show_progress)
         view.closed.connect(self._layer_gone)
         view.changed.connect(self._refresh_tools)
         view.unknown.connect(lambda value: self._try(lambda: self._know(value)))
@@ -170,14 +182,20 @@ class AnnotatePanel(QWidget):
         self.shown.emit()
 
     def _open_chosen(self, name: str) -> None:
-        """Open a study of the project in the viewer and annotate it; of the last one all but scans is kept, hidden."""
+        """Open a study of the project in the viewer and annotate it.
+
+        The scans of the last one are removed, as the project knows where they are; all else is kept, hidden.
+        """
         assert self.project is not None
         study = self.project.read(name)
         leaving: list[Any] = []
         view, self.view = self.view, None
         if view is not None:
             view.close(keep=False)
-            leaving = [*view.layers, *self._study.assigned_with_others().values()]
+            scans = [layer for layer in self._scans if layer in self._viewer.layers]
+            leaving = [*view.layers, *(layer for layer in scans if not is_imputed(layer) or layer_path(layer))]
+            for layer in (layer for layer in scans if layer not in leaving):  # in no file of yours
+                layer.name = f"{layer.name} of {view.name}"
         for layer in self._viewer.layers:
             layer.visible = False
         frame = upright_frame(study.grid)
@@ -188,6 +206,7 @@ class AnnotatePanel(QWidget):
         for layer, (_, options, _) in zip(added, layers, strict=True):
             layer.name = options["name"]  # which the last study's scan may have had
         self._show(self.project.study(name), study, frame)
+        self._scans = added
 
     def _know(self, value: int) -> None:
         """Make a class of a value that was painted, and choose it."""
@@ -239,21 +258,24 @@ class AnnotatePanel(QWidget):
         self.status.setText(message)
         show_error(message)
 
-    def _progressed(self, progress: Progress) -> None:
-        self.bar.setVisible(progress.step != "")
-        self.bar.setRange(0, progress.total)
-        self.bar.setValue(progress.done)
-        if progress.step:
-            self.status.setText(f"{progress.step}…")
+    def _cancel(self) -> None:
+        """Stop whatever is under way; predicting after a stroke is not, it has no bar."""
+        self.studies.cancel()
+        self.finetune.cancel()
+        if self.view is not None:
+            self.view.probe.cancel()
+            if self.view.probe.reads_others:
+                self.everything.setChecked(False)
 
     def _layer_gone(self) -> None:
         self.view = None
+        self.progress.show_progress(Progress(""))
         self._refresh()
         show_info("The annotation layer was removed. Its strokes are in the project.")
 
     def _refresh(self) -> None:
         project = self.project
-        self.start.setEnabled(project is not None and bool(self._study.assigned()))
+        self.start.setEnabled(project is not None and bool(self._study.assigned_with_others()))
         self.studies.show_project(project, self.view.name if self.view is not None else "")
         self.begin.setEnabled(project is not None and not project.read_only)
         self.classes.setVisible(project is not None)

@@ -29,8 +29,14 @@ _SWITCHES = (
     ("Alt+A", "Learn from all studies", "Use the strokes on every study of the project."),
 )
 _OTHERS = (
+    "Alt+E: annotate this study",
+    "Alt+X: which next?",
     "Alt+1 to Alt+9: choose a class",
+    "Alt+K: add class",
+    "Alt+O: regions",
     "Alt+M: fine-tune",
+    "Alt+Q: probe or model?",
+    "Alt+Shift+Q: use the model, or the probe again",
     "napari's own: 2 paint, 1 erase, 3 polygon, 4 fill, 5 pick, 6 move, [ and ] brush size, V show and hide.",
 )
 

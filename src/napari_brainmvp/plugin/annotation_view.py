@@ -252,7 +252,7 @@ class AnnotationView(SliceTools):
         self.picked.emit(int(self.layer.selected_label))
 
     def _removed(self, event: Any) -> None:
-        if event.value is self.layer:
+        if event.value == self.layer:  # which is a proxy, where napari gave the viewer to the plugin
             self.close(keep=False)
             self.closed.emit()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,18 +10,18 @@ from napari.utils.notifications import show_error
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QCheckBox, QComboBox, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
-from napari_brainmvp.annotation.export import Task, export_dataset, left_out
+from napari_brainmvp.annotation.export import Task
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import StudyError
-from napari_brainmvp.jobs import free_name, say_seconds, submit_job, training_job
+from napari_brainmvp.jobs import Job, say_seconds
 from napari_brainmvp.plugin.annotation_view import AnnotationView
+from napari_brainmvp.plugin.finetune_job import count_folds, submit_finetuning
 from napari_brainmvp.plugin.machine_timer import MachineTimer
 from napari_brainmvp.plugin.style import quiet
 from napari_brainmvp.plugin.work import Work
-from napari_brainmvp.progress import CancelToken, ProgressCallback
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.finetuning.cost import estimate_seconds, fits_at_once
 from napari_brainmvp.training.finetuning.spec import PRESETS, FinetuneSpec, read_spec
-from napari_brainmvp.training.sources import DataSource
 
 if TYPE_CHECKING:
     from napari_brainmvp.annotation.comparison import Comparison, ModelPrediction
@@ -42,7 +41,6 @@ _USE_MODEL = (
 _USE_PROBE = "Show what the probe predicts again."
 _FEW = range(2, 11)
 """Studies of which the fifth that is held out otherwise, or slices of each, tell too little of the model."""
-_FOLDS = 3
 
 
 class FinetuneRow(QWidget):
@@ -53,6 +51,7 @@ class FinetuneRow(QWidget):
 
     submitted = Signal()
     """A job was queued."""
+    progressed = Signal(object)
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +59,7 @@ class FinetuneRow(QWidget):
         self._view: AnnotationView | None = None
         self._better: tuple[AnnotationView, ModelPrediction] | None = None
         self._work: Work | None = None
+        self._started: dict[str, Path] = {}  # jobs whose models are compared once they are done, and of which project
         self._timer = MachineTimer()
         self.task, self.preset = QComboBox(), QComboBox()
         self.cross = QCheckBox("Measure by cross-validation")
@@ -83,8 +83,9 @@ class FinetuneRow(QWidget):
         self.cross.toggled.connect(self._say_times)
         self.compare.setToolTip(
             "Which is closer to what is painted on this study: the probe, each painted slice predicted from the "
-            "others, or the model that was fine-tuned on this project last?"
+            "others, or the model that was fine-tuned on this project last? (Alt+Q)"
         )
+        self.compare.setShortcut("Alt+Q")
         self.compare.clicked.connect(self.find_better)
         self.use.hide()
         self.use.clicked.connect(self._swap)
@@ -131,7 +132,7 @@ class FinetuneRow(QWidget):
         count, task = self._count(), self.task.currentData()
         at_once = fits_at_once(read_spec(self.preset.currentData(), {"task": task}), count)
         self.cross.setVisible(count in _FEW and not at_once)  # a linear layer is measured so, asked or not
-        folds = _folds(count)
+        folds = count_folds(count)
         self.cross.setToolTip(
             f"First train {folds} more models, each without one share of the {count} studies, and measure each on the "
             "studies it has not seen; then train the one that is kept on all of them. So every study counts, and none "
@@ -151,7 +152,7 @@ class FinetuneRow(QWidget):
     def _asked(self, preset: str, count: int) -> FinetuneSpec:
         """Return what shall be trained, on so many studies."""
         crossed = self.cross.isChecked() and not self.cross.isHidden()
-        return read_spec(preset, {"task": self.task.currentData(), "folds": _folds(count) if crossed else 0})
+        return read_spec(preset, {"task": self.task.currentData(), "folds": count_folds(count) if crossed else 0})
 
     def _untimed(self, reason: str) -> None:
         self.preset.setToolTip(f"How thoroughly to train. What it takes is not known: {reason}")
@@ -164,24 +165,40 @@ class FinetuneRow(QWidget):
         asked = self._asked(self.preset.currentData(), self._count())
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-            return _submit(project, asked, progress, cancel)
+            return submit_finetuning(project, asked, progress, cancel)
 
-        self._run(run, "Exporting what is annotated…", self._submitted)
+        self._run(run, "Exporting what is annotated", lambda made: self._submitted(project.folder, asked.task, *made))
 
-    def _submitted(self, made: tuple[Any, list[str]]) -> None:
-        job, missing = made
+    def _submitted(self, folder: Path, task: Task, job: Any, missing: list[str]) -> None:
+        if task == "segmentation":
+            self._started[job.name] = folder
         note = f" Left out, as they cannot be read: {', '.join(missing)}." if missing else ""
         self._ended(f"Training {job.name} in the background: see the jobs below.{note}")
         self.submitted.emit()
 
+    def job_done(self, job: Job) -> None:
+        """Compare unasked, once a job that was started here is done; what comes of it is said in this row only."""
+        folder = self._started.pop(job.name, None)
+        if self._work is None and self._project is not None and self._project.folder == folder:
+            self.status.setText(f"{job.name} is done. On a study that was painted since, ask: {self.compare.text()}")
+            self._find_better(self._ended)
+
     def find_better(self) -> None:
         """Compare the probe with the newest model of the project on the study that is painted on."""
+        self._find_better(self._failed)
+
+    def _find_better(self, failed: Callable[[str], None]) -> None:
         project, view = self._project, self._view
         if project is None or view is None or view.probe.predictor is None or self._work is not None:
             return
-        features, labels, others = view.probe.predictor.features, view.labels.copy(), view.probe.others
+        try:
+            labels = view.labels.copy()
+        except StudyError as error:  # the layer was moved
+            failed(str(error))
+            return
+        features, others = view.probe.predictor.features, view.probe.others
         if not labels.any():
-            self._failed(f"Nothing is painted on {view.name} yet: paint every class on two slices, to compare on them.")
+            failed(f"Nothing is painted on {view.name} yet: paint every class on two slices, to compare on them.")
             return
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
@@ -194,7 +211,7 @@ class FinetuneRow(QWidget):
             found = predict_classes(view.study, entry, project.classes, progress, cancel)
             return found, compare(features, labels, found.labels, project.classes, others, project.regions)
 
-        self._run(run, "Comparing…", lambda made: self._compared(view, *made))
+        self._run(run, "Comparing", lambda made: self._compared(view, *made), failed)
 
     def _compared(self, view: AnnotationView, found: ModelPrediction, comparison: Comparison) -> None:
         """Say which is better, and keep what the model predicts where that is it."""
@@ -212,7 +229,8 @@ class FinetuneRow(QWidget):
         self.use.setVisible(self._better is not None)
         shown = view is not None and bool(view.model)
         self.use.setText("Use the probe" if shown else "Use the model")
-        self.use.setToolTip(_USE_PROBE if shown else _USE_MODEL)
+        self.use.setShortcut("Alt+Shift+Q")  # which another text takes away
+        self.use.setToolTip(f"{_USE_PROBE if shown else _USE_MODEL} (Alt+Shift+Q)")
 
     def _swap(self) -> None:
         if self._better is None:
@@ -223,15 +241,28 @@ class FinetuneRow(QWidget):
         else:
             view.use_model(found)
 
-    def _run(self, function: Callable[..., Any], doing: str, done: Callable[[Any], None]) -> None:
+    def _run(
+        self,
+        function: Callable[..., Any],
+        doing: str,
+        done: Callable[[Any], None],
+        failed: Callable[[str], None] | None = None,
+    ) -> None:
         self._work = work = Work(function)
+        work.progressed.connect(self.progressed)
         work.done.connect(done)
-        work.failed.connect(self._failed)
+        work.failed.connect(failed or self._failed)
         work.cancelled.connect(lambda: self._ended("Cancelled."))
         work.crashed.connect(self._crashed)
         self.set_project(self._project, self._view)
-        self.status.setText(doing)
+        self.status.setText(f"{doing}…")
+        self.progressed.emit(Progress(doing))
         work.start()
+
+    def cancel(self) -> None:
+        """Ask what is being exported or compared to stop."""
+        if self._work is not None:
+            self._work.cancel()
 
     def _failed(self, message: str) -> None:
         self._ended(message)
@@ -243,6 +274,7 @@ class FinetuneRow(QWidget):
 
     def _ended(self, message: str) -> None:
         self._work = None
+        self.progressed.emit(Progress(""))
         self.status.setText(message)
         self.set_project(self._project, self._view)
 
@@ -262,30 +294,3 @@ def _verdict(name: str, found: Comparison, where: str) -> str:
         better = f"The {'model' if found.model_is_better else 'probe'} is better there"
     slices = f"{found.slices} painted slices{' of ' * bool(where)}{where}"
     return f"Mean Dice on {slices}: probe {probe:.2f}, {name} {model:.2f}. {better}."
-
-
-def _folds(studies: int) -> int:
-    """Return to how many folds so many studies are dealt out; 0 where one would have none to learn from."""
-    return min(_FOLDS, studies) if studies > 1 else 0
-
-
-def _submit(project: AnnotationProject, asked: FinetuneSpec, progress: ProgressCallback, cancel: CancelToken) -> Any:
-    name = free_name(_model_name(project.folder, asked.task))
-    folder = _free_folder(project.folder / "datasets" / name)
-    data = export_dataset(project, folder, progress=progress, cancel=cancel, task=asked.task, link=True)
-    exported = sum(path.is_dir() for path in data.iterdir())
-    folds = _folds(exported) if asked.folds else 0
-    spec = asked.model_copy(update={"data": (DataSource(path=str(data)),), "folds": folds})
-    job = submit_job(training_job("finetune", spec, name))
-    return job, left_out(data)
-
-
-def _free_folder(folder: Path) -> Path:
-    """Return a folder that is not there yet: a dataset stays when its job and its model are removed."""
-    numbered = (folder.with_name(f"{folder.name}-{k}") for k in itertools.count(2))
-    return folder if not folder.exists() else next(f for f in numbered if not f.exists())
-
-
-def _model_name(folder: Path, task: Task) -> str:
-    letters = "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.name.lower()).strip("-")
-    return (letters[:45].strip("-") or "project") + ("-classes" if task == "classification" else "")

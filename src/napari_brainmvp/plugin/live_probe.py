@@ -17,7 +17,7 @@ from qtpy.QtWidgets import QApplication
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.plugin.work import Work, step_back
-from napari_brainmvp.progress import CancelToken, ProgressCallback
+from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.study import Study
 from napari_brainmvp.threads import usable_cores, use_threads
 
@@ -96,6 +96,7 @@ class LiveProbe(QObject):
     def prepare(self) -> None:
         """Compute the features, or find them."""
         study, background = self._study, self._background
+        self.progressed.emit(Progress("Reading the study"))
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
             from napari_brainmvp.annotation.prediction import StudyPredictor
@@ -134,6 +135,7 @@ class LiveProbe(QObject):
         work.done.connect(self._learn)
         work.failed.connect(self.failed)
         work.crashed.connect(self.crashed)
+        self.progressed.emit(Progress("Reading the studies"))
         work.start()
 
     def _learn(self, found: tuple[tuple[LabelledVoxels, ...], tuple[str, ...]]) -> None:
@@ -213,7 +215,7 @@ class LiveProbe(QObject):
         work.done.connect(lambda result: self._ended(lambda: done(result)))
         work.failed.connect(lambda message: self._ended(lambda: self.failed.emit(message)))
         work.crashed.connect(lambda error: self._ended(lambda: self.crashed.emit(error)))
-        work.cancelled.connect(lambda: self._ended(lambda: None))
+        work.cancelled.connect(lambda: self._ended(self._cancelled))
         self._work = work
         work.start()
 
@@ -222,6 +224,23 @@ class LiveProbe(QObject):
         then()
         if self._work is None and self.predictor is not None and self._waiting is not None:
             self._next()
+
+    def _cancelled(self) -> None:
+        if self.predictor is None:  # else the next stroke has come
+            self.failed.emit(
+                "Cancelled: the study was not read, so nothing is predicted. Your strokes are kept all the same; "
+                "Annotate this study reads it anew."
+            )
+
+    @property
+    def reads_others(self) -> bool:
+        """Whether other studies are being read, to learn from them."""
+        return self._reading is not None
+
+    def cancel(self) -> None:
+        """Stop reading the study; what is predicted of one that was read goes on."""
+        if self._work is not None and self.predictor is None:
+            self._work.cancel()
 
     def abandon(self) -> None:
         """Stop, and say nothing more."""

@@ -52,7 +52,7 @@ class LabelSource(QComboBox):
         self.clear()
         self.addItem("Begin without labels", None)
         for layer in self._viewer.layers:
-            if isinstance(layer, Labels) and layer.data.ndim == 3 and not any(layer is own for own in self._own):
+            if isinstance(layer, Labels) and layer.data.ndim == 3 and layer not in self._own:
                 self.addItem(f"Begin with {layer.name}", layer)
         self.setCurrentIndex(next((k for k in range(self.count()) if self.itemData(k) is chosen), 0))
         self.setVisible(self.count() > 1)
@@ -73,7 +73,7 @@ def enter(project: AnnotationProject, study: Study, layer: Any, parent: QWidget)
     Raises
     ------
     StudyError
-        The layer lies on another grid, or one of its values means something else in the project.
+        The layer lies on another grid.
     FileError
         The project is open elsewhere, or cannot be written.
     Cancelled
@@ -82,11 +82,7 @@ def enter(project: AnnotationProject, study: Study, layer: Any, parent: QWidget)
     named = replace(study, name=_name_of(study))
     if layer is None:
         return project.add_study(named)
-    names = _value_names(layer)
-    labelled = _with_labels(named, layer, names, project.classes)
-    assert labelled.labels is not None
-    if not names:
-        labelled, names = _with_meaning(labelled, labelled.labels, layer.name, project.classes, parent)
+    labelled, names = _with_meaning(_with_labels(named, layer), layer, project.classes, parent)
     reference = project.add_study(labelled)
     classes = (c.model_copy(update={"name": names.get(c.value, c.name)}) for c in project.classes)
     project.set_classes(tuple(classes))
@@ -98,11 +94,12 @@ def _value_names(layer: Any) -> dict[int, str]:
     features = layer.features
     if not {"index", "structure"} <= set(features.columns):
         return {}
-    return {int(k): str(name) for k, name in zip(features["index"], features["structure"], strict=True) if k}
+    said = zip(features["index"], features["structure"], strict=True)
+    return {int(k): str(name).strip() for k, name in said if k and str(name).strip()}
 
 
-def _with_labels(study: Study, layer: Any, names: dict[int, str], classes: Collection[LabelClass]) -> Study:
-    """Give a study a layer's labels, where they lie on its grid and mean what the project's classes mean."""
+def _with_labels(study: Study, layer: Any) -> Study:
+    """Give a study a layer's labels, where they lie on its grid."""
     origin = layer.metadata.get(KEY)
     values = np.asarray(layer.data).T
     grid = layer_grid(layer)
@@ -113,42 +110,78 @@ def _with_labels(study: Study, layer: Any, names: dict[int, str], classes: Colle
             f"The layer {layer.name!r} has another shape or position than the study, and labels are never resampled "
             "unasked: choose another layer, or begin without labels."
         )
-    known, painted = {c.value: c.name for c in classes}, set(np.unique(values).tolist())
-    for value, name in names.items():
-        if value in painted and known.get(value, name) != name:
-            raise StudyError(
-                f"{layer.name} calls the value {value} {name!r}, the project {known[value]!r}: name the project's "
-                "class so if it means the same, or begin without labels."
-            )
     return replace(study, labels=LabelMap(values.copy(), study.grid))
 
 
 def _with_meaning(
-    study: Study, labels: LabelMap, name: str, classes: Collection[LabelClass], parent: QWidget
+    study: Study, layer: Any, classes: Collection[LabelClass], parent: QWidget
 ) -> tuple[Study, dict[int, str]]:
-    """Ask what the values of a layer without names are, where classes of the project have the same numbers.
+    """Say what a layer's values are in the project: classes of the same names, or else new ones.
 
-    Unasked, a mask of zeros and ones would become strokes of background all over the lesion.
+    Where a number is taken, by a class of another name or, as the layer names none, of another meaning maybe, that is
+    asked: a mask of zeros and ones would become strokes of background all over the lesion.
+
+    Returns
+    -------
+    study : Study
+        With the project's values.
+    names : dict of int to str
+        Of values that are new in the project.
     """
-    painted = [int(value) for value in np.unique(labels.data) if value]
-    meant = [f"{c.value} = {c.name}" for c in classes if c.value in painted]
-    if not meant:
-        return study, {}
+    assert study.labels is not None
+    values, said = study.labels.data, _value_names(layer)
+    painted = [int(value) for value in np.unique(values) if value]
+    known, numbers = {c.value: c.name for c in classes}, {c.name.casefold(): c.value for c in classes}
+    meant = {v: numbers[said[v].casefold()] for v in painted if v in said and said[v].casefold() in numbers}
+    new = [v for v in painted if v not in meant]
+    taken = [v for v in new if v in known]
+    shift = 0
+    if taken and _are_new(layer.name, {v: said.get(v, "") for v in taken}, known, parent):
+        shift = max(0, *known) - min(0, new[0] - 1)  # above all that are there, in the same order
+    number = meant | {v: v + shift for v in new}
+    names = {number[v]: said.get(v, f"{layer.name} {v}") for v in new if shift or v in said}
+    taken_names = [*numbers, *(name.casefold() for name in names.values())]
+    names = {v: f"{name} {v}" if taken_names.count(name.casefold()) > 1 else name for v, name in names.items()}
+    if any(number[v] != v for v in painted):
+        found = np.unique(values)
+        values = np.array([number.get(int(v), 0) for v in found])[np.searchsorted(found, values)]
+    return replace(study, labels=LabelMap(values, study.labels.grid)), names
+
+
+def _are_new(layer: str, taken: dict[int, str], known: dict[int, str], parent: QWidget) -> bool:
+    """Ask whether values are new classes, as their numbers are taken; no, where they are the project's classes.
+
+    Parameters
+    ----------
+    layer : str
+    taken : dict of int to str
+        What the layer calls those values; empty where it does not say.
+    known : dict of int to str
+        What the project calls its own.
+    parent : QWidget
+    """
     box = QMessageBox(parent)
     box.setIcon(QMessageBox.Icon.Question)
-    box.setText(f"What are the values of {name}?")
-    box.setInformativeText(f"The layer does not say. In this project: {', '.join(meant)}.")
-    same = box.addButton("The project's classes", QMessageBox.ButtonRole.AcceptRole)
-    other = box.addButton("New classes", QMessageBox.ButtonRole.NoRole)
+    box.setText(f"What are the values of {layer}?")
+    here = ", ".join(f"{v} = {known[v]}" for v in taken)
+    there = ", ".join(f"{v} = {name}" for v, name in taken.items() if name)
+    same = None
+    if there:
+        box.setInformativeText(
+            f"In the layer: {there}. In this project: {here}. As new classes they get numbers that are free; what has "
+            "the same name in both stays one class."
+        )
+    else:
+        box.setInformativeText(f"The layer does not say. In this project: {here}.")
+        same = box.addButton("The project's classes", QMessageBox.ButtonRole.AcceptRole)
+    other = box.addButton("New classes", QMessageBox.ButtonRole.NoRole if same else QMessageBox.ButtonRole.AcceptRole)
     box.addButton(QMessageBox.StandardButton.Cancel)
     box.exec()
-    if box.clickedButton() is same:
-        return study, {}
-    if box.clickedButton() is not other:
-        raise Cancelled(f"Nothing was added: what the values of {name} mean was left open.")
-    shift = max(c.value for c in classes) - min(0, painted[0] - 1)  # above all that are there, in the same order
-    moved = np.where(labels.data == 0, 0, labels.data.astype(np.int64) + shift)
-    return replace(study, labels=LabelMap(moved, labels.grid)), {v + shift: f"{name} {v}" for v in painted}
+    if box.clickedButton() is other:
+        return True
+    if same is None or box.clickedButton() is not same:
+        raise Cancelled(f"Nothing was added: what the values of {layer} mean was left open.")
+    return False
 
 
 def _name_of(study: Study) -> str:

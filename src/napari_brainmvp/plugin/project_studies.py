@@ -64,7 +64,7 @@ class ProjectStudies(QWidget):
         self.studies.setToolTip("Studies of the project: choose one to open it.")
         self.rank.setToolTip(
             "Order the studies nobody has painted on: first those on which the prediction is undecided, and that are "
-            "like others on which it is. Every study is read once, which takes a while."
+            "like others on which it is. Every study is read once, which takes a while (Alt+X)."
         )
         for box in (self.studies, self.group):  # a long name shall not widen the panel
             box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -166,7 +166,7 @@ class ProjectStudies(QWidget):
 
             return export_dataset(project, folder, layout, progress, cancel)
 
-        self._run(run, self._exported)
+        self._run(run, "Exporting", self._exported)
 
     def _exported(self, dataset: Path) -> None:
         from napari_brainmvp.annotation.export import left_out
@@ -188,14 +188,14 @@ class ProjectStudies(QWidget):
                 project, lambda name: read_features(project.read(name), progress, cancel), progress, cancel
             )
 
-        self._run(run, self._found)
+        self._run(run, "Reading the studies", self._found)
 
     def _found(self, order: list[str]) -> None:
         self._order = tuple(order)
         self.show_project(self._project, self._current)
         self.said.emit(f"Annotate {order[0]} next: the prediction is undecided there, and on others like it.")
 
-    def _run(self, function: Callable[..., Any], done: Callable[[Any], None]) -> None:
+    def _run(self, function: Callable[..., Any], doing: str, done: Callable[[Any], None]) -> None:
         if self._work is not None:
             return
         self._work = work = Work(function)
@@ -203,10 +203,20 @@ class ProjectStudies(QWidget):
         work.done.connect(self._ended)
         work.done.connect(done)
         work.failed.connect(self._failed)
-        work.cancelled.connect(self._ended)
+        work.cancelled.connect(self._cancelled)
         work.crashed.connect(self._crashed)
         self.rank.setEnabled(False)
+        self.progressed.emit(Progress(doing))
         work.start()
+
+    def cancel(self) -> None:
+        """Ask what is being read or exported to stop."""
+        if self._work is not None:
+            self._work.cancel()
+
+    def _cancelled(self) -> None:
+        self._ended()
+        self.said.emit("Cancelled. Nothing was written.")
 
     def _failed(self, message: str) -> None:
         self._ended()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Qt, Signal
@@ -22,6 +23,7 @@ from napari_brainmvp.plugin.layers import (
     is_imputed,
     layer_grid,
     layer_modality,
+    layer_path,
     layer_scan,
     shared_frame,
     upright_frame,
@@ -99,10 +101,18 @@ class StudyPanel(QWidget):
         return {key: layer for key in self._keys if (layer := self._boxes[key].currentData()) is not None}
 
     def assigned_with_others(self) -> dict[str, Any]:
-        """Return :meth:`assigned` and, for known modalities without a row, the layers recognised as such."""
-        found = {kind.key: layer for layer in self._images() if (kind := layer_modality(layer)) is not None}
-        others = {key: found[key] for key in MODALITIES if key in found and key not in self._keys}
-        return {**self.assigned(), **others}
+        """Return :meth:`assigned` and, for known modalities without a row, the layers recognised as such.
+
+        Two layers of one modality are of two studies; of the others then those are taken that lie in the folders of
+        the study that has the rows, or of the one that was opened last.
+        """
+        assigned = self.assigned()
+        known = [(kind.key, layer) for layer in self._images() if (kind := layer_modality(layer)) is not None]
+        if len({key for key, _ in known}) < len(known):
+            homes = {_home(layer) for layer in assigned.values()} or {_home(known[-1][1])}
+            known = [(key, layer) for key, layer in known if _home(layer) in homes]
+        found = dict(known)
+        return {**assigned, **{key: found[key] for key in MODALITIES if key in found and key not in self._keys}}
 
     def reference_key(self) -> str:
         """Return the modality whose grid results are given on; empty without any layer."""
@@ -110,13 +120,13 @@ class StudyPanel(QWidget):
         chosen = self.reference.currentData()
         if chosen in assigned:
             return str(chosen)
-        return max(assigned, key=lambda key: assigned[key].data.size) if assigned else ""
+        return _largest(assigned) if assigned else ""
 
     def frame(self) -> Frame:
-        """Return the frame in which the viewer shows the study."""
-        assigned = self.assigned()
-        shared = shared_frame(assigned.values())
-        return upright_frame(layer_grid(assigned[self.reference_key()])) if shared is None else shared
+        """Return the frame in which the viewer shows the study, whose scans may all be others."""
+        layers = self.assigned() or self.assigned_with_others()
+        shared = shared_frame(layers.values())
+        return upright_frame(layer_grid(layers[self.reference_key() or _largest(layers)])) if shared is None else shared
 
     def study(self, *, with_others: bool = False) -> Callable[[], Study]:
         """Return a function that makes the study; call it in the worker, where converting arrays hurts nobody.
@@ -124,7 +134,7 @@ class StudyPanel(QWidget):
         Parameters
         ----------
         with_others : bool
-            Also the scans of :meth:`assigned_with_others`.
+            Also the scans of :meth:`assigned_with_others`; without any in the rows, the largest is the reference.
 
         Raises
         ------
@@ -221,3 +231,16 @@ class StudyPanel(QWidget):
         self.reference.setCurrentIndex(max(0, self.reference.findData(chosen)))
         self.reference.setEnabled(bool(assigned))
         self.reference.blockSignals(False)
+
+
+def _largest(layers: dict[str, Any]) -> str:
+    return max(layers, key=lambda key: layers[key].data.size)
+
+
+def _home(layer: Any) -> Path | None:
+    """Return the folder of the study that a layer's file is of; None where it came from no file."""
+    path = layer_path(layer)
+    if path is None:
+        return None
+    folder = path.absolute().parent
+    return folder.parent if folder.name in ("anat", "dwi", "swi", "angio") else folder

@@ -80,6 +80,7 @@ class BrainMVPWidget(QWidget):
         self.jobs.polled.connect(self.train.show_jobs)
         for panel in (self.segment, self.reconstruct, self.classify):
             self.jobs.finished.connect(panel.refresh_models)
+        self.jobs.finished.connect(self.annotate.finetune.job_done)
         self.jobs.clicked.connect(self._show_job)
         self.annotate.finetune.submitted.connect(self.jobs.poll)
         self.train.changed.connect(self.jobs.poll)
