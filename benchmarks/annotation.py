@@ -5,12 +5,11 @@
 Protocol ``slices``: 5 % of the brain's voxels of three axial slices are labelled (at 25, 50 and 75 % of the tumour's
 height). Protocol ``strokes``: on the same slices one thin stroke per visible class, then up to ten rounds of one
 corrective stroke on the largest error. Protocol ``across``: a probe of the ``--teachers``, labelled as in ``slices``,
-predicts every other study, of which nothing is labelled. Protocol ``second``: every study in turn is the first of a
-project and the one after it (in the order of their names) the second; both get corrective strokes one by one, the first
-after one stroke per visible class on the slice at 50 %, the second from nothing, with the strokes of the first to start
-from. The forest sees Gaussian means (sigma 0, 1, 2, 4, 8 voxels)
-and the gradient magnitude of each modality, as is customary. Without a path, held-out synthetic gliomas serve. Real
-studies only measure: nothing is trained that stays.
+predicts every other study, of which nothing is labelled. Protocol ``second``: every study gets corrective strokes one
+by one, alone (after one stroke per visible class on the slice at 50 %), and from nothing, but after ``--before`` others
+(those ahead of it in the order of their names) have had theirs. The forest sees Gaussian means (sigma 0, 1, 2, 4, 8
+voxels) and the gradient magnitude of each modality, as is customary. Without a path, held-out synthetic gliomas serve.
+Real studies only measure: nothing is trained that stays.
 """
 
 from __future__ import annotations
@@ -228,44 +227,32 @@ def one_by_one(truth: np.ndarray, labels: np.ndarray, predict: Predict, drawn: i
         drawn += 1
 
 
-def second(cases: dict[str, tuple[StudyFeatures, np.ndarray]], spec: ProbeSpec) -> dict[str, object]:
-    """Dice by the number of strokes of every study as the first of a project, and as the second."""
-    first: dict[str, list[dict[str, float]]] = {}
-    then: dict[str, list[dict[str, float]]] = {}
+def second(
+    cases: dict[str, tuple[StudyFeatures, np.ndarray]], spec: ProbeSpec, before: list[int]
+) -> dict[str, dict[str, object]]:
+    """Dice by the number of strokes of every study as the first of a project, and after so many others."""
+    alone: dict[str, list[dict[str, float]]] = {}
     taught: dict[str, LabelledVoxels] = {}
     for name, (features, truth) in cases.items():
-        middle = annotated_slices(truth)[1]
-        labels = first_strokes(truth, [middle])
+        labels = first_strokes(truth, [annotated_slices(truth)[1]])
         drawn = len(np.unique(labels)) - 1
-        first[name] = one_by_one(truth, labels, InstantProbe(features, spec), drawn)
+        alone[name] = one_by_one(truth, labels, InstantProbe(features, spec), drawn)
         taught[name] = labelled_voxels(features, labels)
+    tables = {"alone": alone}
     names = list(cases)
-    for name, before in zip(names, names[-1:] + names[:-1], strict=True):
-        features, truth = cases[name]
-        probe = InstantProbe(features, spec, (taught[before],))
-        then[name] = one_by_one(truth, np.zeros_like(truth), probe, 0)
-    last = [STROKES, 16, 12, 8, 4, 0]
-    by_count = {
-        count: {
-            kind: means([scores[count - STROKES - 1] for scores in table.values()])
-            for kind, table in (("first", first), ("second", then))
-            if all(len(scores) > STROKES - count for scores in table.values())
-        }
-        for count in last[::-1]
-    }
-    return {"first": first, "second": then, "mean by strokes": by_count, "enough": strokes_needed(first, then)}
+    for count in before:
+        tables[f"after {count}"] = table = {}
+        for k, name in enumerate(names):
+            others = tuple(taught[names[k - j]] for j in range(1, count + 1))
+            features, truth = cases[name]
+            table[name] = one_by_one(truth, np.zeros_like(truth), InstantProbe(features, spec, others), 0)
+    return {kind: {"studies": table, "mean by strokes": by_strokes(table)} for kind, table in tables.items()}
 
 
-def strokes_needed(
-    first: dict[str, list[dict[str, float]]], then: dict[str, list[dict[str, float]]], aim: int = 12
-) -> dict[str, int | None]:
-    """Strokes after which each study, as the second, is as good as after ``aim`` as the first; None for never."""
-    needed: dict[str, int | None] = {}
-    for name, scores in then.items():
-        wanted = np.mean(list(first[name][aim - STROKES - 1].values()))
-        reached = [k for k, score in enumerate(scores) if np.mean(list(score.values())) >= wanted]
-        needed[name] = reached[0] if reached else None
-    return needed
+def by_strokes(table: dict[str, list[dict[str, float]]]) -> dict[int, Any]:
+    """Average over studies that have had the same number of strokes."""
+    first = max(STROKES + 1 - len(scores) for scores in table.values())
+    return {k: means([s[k - STROKES - 1] for s in table.values()]) for k in range(first, STROKES + 1)}
 
 
 def main() -> None:
@@ -276,6 +263,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", default="slices,strokes,times")
     parser.add_argument("--teachers", nargs="+", default=[], help="names of studies, for --parts across")
+    parser.add_argument("--before", type=int, nargs="+", default=[1, 3], help="studies, for --parts second")
     parser.add_argument("--trust", type=float, default=ProbeSpec.trust, help="in the default model; 0 for none")
     parser.add_argument("--without-forest", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
@@ -318,7 +306,7 @@ def main() -> None:
     if "across" in parts:
         table["across"] = across(cases, arguments.teachers, arguments.seed)
     if "second" in parts:
-        table["second"] = second(dict(sorted(cases.items())), spec)
+        table["second"] = second(dict(sorted(cases.items())), spec, arguments.before)
     text = json.dumps(table, indent=2)
     print(text)
     if arguments.out:

@@ -185,11 +185,28 @@ def test_cores_are_those_that_the_process_may_use():
     assert int(found) == (1 if hasattr(os, "sched_setaffinity") else os.cpu_count())
 
 
+def test_what_is_painted_here_outweighs_what_was_painted_elsewhere():
+    """However much that is: on another scanner the same numbers mean something else."""
+    rng = np.random.default_rng(0)
+    values = torch.from_numpy(rng.standard_normal((400, 6)).astype(np.float32)).bfloat16()
+    here = np.where(values[:, 0].float().numpy() > 0, 7, 1)
+    elsewhere = Lesson(values.repeat(20, 1), np.tile(8 - here, 20), places=5000)  # the other way round
+    probe = Probe([str(k) for k in range(6)], 1)
+
+    def right() -> float:
+        return float((np.array(probe.classes)[probe.predict(values).argmax(1).numpy()] == here).mean())
+
+    probe.fit(Lesson(values[:0], here[:0]), elsewhere=elsewhere)
+    assert right() < 0.05  # nobody knows better
+    probe.fit(Lesson(values[:40], here[:40], places=40), elsewhere=elsewhere)
+    assert right() > 0.9
+
+
 def test_of_a_study_that_is_painted_all_over_some_voxels_of_each_class_are_learned_from(features, monkeypatch):
     monkeypatch.setattr(prediction, "_LABELLED", 50)
     predictor = StudyPredictor(features, background=1)
     predictor.fit(truth())
-    counts = np.bincount(predictor._lesson.labels)[1:]
+    counts = np.bincount(predictor._lesson[0].labels)[1:]
     assert (counts <= 50).all()
     assert (counts > 25).all()
     assert overlap(predictor.predict_volume().labels == 2, truth() == 2) > 0.5

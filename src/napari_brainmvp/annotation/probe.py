@@ -9,7 +9,8 @@ more before the volume is. Noise on the standardised inputs keeps a fit to a few
 Where the network's own classes make up what is being painted, the perceptron only learns what to change: its logits
 are added to those of the network, and a few voxels nobody labelled ask it to change nothing. They weigh the less, the
 more places are labelled, and the more often the network is wrong there. So the first strokes start from what the
-network knows, and the last ones from what the hand does.
+network knows, and the last ones from what the hand does. What was painted on other studies is learned, too, but all
+of it weighs no more than a few places of the study itself.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_brainmvp.annotation.descent import Part, Voxels, descend
 from napari_brainmvp.annotation.features import CLASS
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.inference.device import choose_dtype
@@ -107,25 +109,6 @@ class Lesson:
         return float(max(1, self.places)) if len(self.labels) else 0.0
 
 
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """Voxels to learn from: features (n, F), prior logits and wanted probabilities (n, K)."""
-
-    values: Tensor
-    prior: Tensor
-    wanted: Tensor
-
-    def part(self, rows: slice) -> _Batch:
-        """Return some of them."""
-        return _Batch(self.values[rows], self.prior[rows], self.wanted[rows])
-
-    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Choose at most ``size`` of them."""
-        count = len(self.values)
-        chosen = torch.randint(count, (size,), generator=generator) if count > size else torch.arange(count)
-        return self.values[chosen], self.prior[chosen], self.wanted[chosen]
-
-
 class Probe:
     """A classifier of voxels by their features.
 
@@ -147,7 +130,7 @@ class Probe:
             raise ValueError(f"The columns {CLASS!r}… must come last, not as in {', '.join(names)}.")
         self._generator = torch.Generator().manual_seed(self.spec.seed)
         self._noise = self.spec.noise * torch.randn(
-            4 * (self.spec.batch + _ELSEWHERE) + _BELIEVED, self._features, generator=self._generator
+            4 * self.spec.batch + _BELIEVED, self._features, generator=self._generator
         )
         self._weights: list[Tensor] = []
         self._unions: Tensor | None = None
@@ -201,15 +184,23 @@ class Probe:
             each = torch.cat([torch.full((n,), w / max(1, n)) for w, n in zip(worth, counts, strict=True)])
             self._start(found, values, target, prior, each)
         with torch.inference_mode(), use_threads(1):  # so few voxels are done before a second core has woken up
-            labelled = _Batch(values, prior, F.one_hot(target, len(classes)).float())
+            labelled = Voxels(values, prior, F.one_hot(target, len(classes)).float())
             parts = [
-                (labelled.part(slice(count)), self.spec.batch, worth[0] / sum(worth)),
-                (labelled.part(slice(count, None)), _ELSEWHERE, worth[1] / sum(worth)),
+                Part(labelled.part(slice(count)), self.spec.batch, worth[0] / sum(worth)),
+                Part(labelled.part(slice(count, None)), _ELSEWHERE, worth[1] / sum(worth)),
             ]
             if unions is not None and unlabelled is not None:
                 share = self.spec.trust / sum(worth) * self._agreement(prior, target)
-                parts.append((self._believed(unlabelled), _BELIEVED, share))
-            self._descend([part for part in parts if len(part[0].values)], self.spec.steps if steps is None else steps)
+                parts.append(Part(self._believed(unlabelled), _BELIEVED, share))
+            descend(
+                self._weights,
+                [part for part in parts if len(part.voxels.values)],
+                self.spec.steps if steps is None else steps,
+                self._noise,
+                self._generator,
+                self.spec.learning_rate,
+                self.spec.weight_decay,
+            )
 
     def _agreement(self, prior: Tensor, target: Tensor) -> float:
         """Say how well the network tells what is painted from background: 0 by chance or worse, 1 without an error."""
@@ -220,10 +211,10 @@ class Probe:
         rates = [float(right[part].float().mean()) for part in (target == background, target != background)]
         return max(0.0, sum(rates) - 1)
 
-    def _believed(self, values: Tensor) -> _Batch:
+    def _believed(self, values: Tensor) -> Voxels:
         """Take what the network says of voxels for the truth."""
         prior = self._prior(values, self._unions, len(self.classes))
-        return _Batch(values[:, : self._features].float(), prior, prior.softmax(1))
+        return Voxels(values[:, : self._features].float(), prior, prior.softmax(1))
 
     def _match(
         self, classes: tuple[int, ...], values: Tensor, target: Tensor, unlabelled: Tensor | None
@@ -266,33 +257,6 @@ class Probe:
         gram = hidden.T @ (weight * hidden) + self.spec.ridge * torch.eye(hidden.shape[1])
         solved = torch.linalg.solve(gram, hidden.T @ (weight * wanted))
         self._weights = [first, torch.zeros(self.spec.hidden), solved[:-1].contiguous(), solved[-1].contiguous()]
-
-    def _descend(self, parts: Sequence[tuple[_Batch, int, float]], steps: int) -> None:
-        """Adam on the cross entropy, gradients by hand: torch's bookkeeping would take longer than the products.
-
-        Of each part so many voxels are drawn a step, which weigh so much in all.
-        """
-        spec = self.spec
-        first, bias, last, offset = self._weights
-        moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in self._weights]
-        for step in range(1, steps + 1):
-            drawn = [part.draw(size, self._generator) for part, size, _ in parts]
-            x, prior, wanted = (torch.cat(column) for column in zip(*drawn, strict=True))
-            shares = [(len(rows[0]), share) for rows, (_, _, share) in zip(drawn, parts, strict=True)]
-            weight = torch.cat([torch.full((size, 1), share / size) for size, share in shares])
-            skip = int(torch.randint(len(self._noise) - len(x) + 1, (), generator=self._generator))
-            x = x + self._noise[skip : skip + len(x)]  # fresh draws would take longer than the products
-            before = torch.addmm(bias, x, first)
-            hidden = before.clamp(min=0)
-            scores = (torch.addmm(offset, hidden, last).add_(prior).softmax(1) - wanted) * weight
-            back = (scores @ last.T).mul_(before > 0)
-            gradients = (x.T @ back, back.sum(0), hidden.T @ scores, scores.sum(0))
-            rate = spec.learning_rate * min(1.0, step / 5) * (0.5 + 0.5 * np.cos(np.pi * step / (steps + 1)))
-            for value, gradient, (mean, square) in zip(self._weights, gradients, moments, strict=True):
-                mean.lerp_(gradient, 0.1)
-                square.lerp_(gradient.square(), 0.01)
-                scaled = (mean / (1 - 0.9**step)) / ((square / (1 - 0.99**step)).sqrt() + 1e-8)
-                value.mul_(1 - rate * spec.weight_decay).sub_(scaled, alpha=rate)
 
     def predict(self, values: Tensor, cancel: CancelToken | None = None) -> Tensor:
         """Return the probabilities of :attr:`classes`, (n, K) float32, of feature rows (n, F), where these are.

@@ -6,11 +6,9 @@ import copy
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -26,6 +24,7 @@ from napari_brainmvp.training.cache import CachedStudy
 from napari_brainmvp.training.cache_space import shrink_cache
 from napari_brainmvp.training.checkpoints import has_checkpoint
 from napari_brainmvp.training.finetuning.data import Case, LabelledCrops, choose_modalities, collect, split
+from napari_brainmvp.training.finetuning.folds import Folds, Settings
 from napari_brainmvp.training.finetuning.head import Parts, fit_head, match_classes
 from napari_brainmvp.training.finetuning.model import SegmentationModel, make_templates, parameter_groups
 from napari_brainmvp.training.finetuning.run import Run
@@ -117,15 +116,6 @@ def finetune(
         return job.cross_validate() if spec.folds else job.train_once()
 
 
-@dataclass(frozen=True)
-class _Learned:
-    """What a run is told: its length, the largest share of the start that is kept, and a temperature."""
-
-    steps: int
-    share: float
-    temperature: float
-
-
 class _Segmentation:
     """Everything that stays the same over the folds of a run."""
 
@@ -202,30 +192,19 @@ class _Segmentation:
         if folds < 2:
             raise BrainMVPError("Cross-validation needs two studies or more: leave out folds, or add studies.")
         scores: list[CaseScores] = []
-        best: list[int] = []
-        temperatures: list[float] = []
-        by_share: dict[str, list[float]] = {}
+        learned = Folds()
         for fold in range(folds):
             held = [Case(study) for study in self.studies[fold::folds]]
             train = [Case(s) for k, s in enumerate(self.studies) if k % folds != fold]
             _, facts, found = self.train(self.run / f"fold-{fold + 1}", train, held, f"Fold {fold + 1} of {folds}: ")
             scores += found
-            best.append(int(facts["step"]))
-            temperatures.append(facts["temperature"])
-            for share, score in facts["score by start share"].items():
-                by_share.setdefault(share, []).append(score)
+            learned.add(facts)
         cases = [Case(study) for study in self.studies]
-        means = {share: round(sum(found) / len(found), 4) for share, found in by_share.items()}
-        learned = _Learned(
-            steps=sorted(best)[(folds - 1) // 2],
-            share=float(max(means, key=lambda share: means[share])) if means else self.spec.start_share,
-            temperature=float(np.exp(np.mean(np.log(temperatures)))),
-        )
-        model, facts, _ = self.train(self.run, cases, [], learned=learned)
+        model, facts, _ = self.train(self.run, cases, [], settings=learned.settings(self.spec.start_share))
         facts |= {
             "cross-validation": f"{folds} folds",
-            "best steps of the folds": best,
-            "score by start share": means,
+            "best steps of the folds": learned.best_steps,
+            "score by start share": learned.mean_scores,
         }
         return self.finish(model, facts, scores, f"{folds}-fold cross-validation", len(cases))
 
@@ -235,14 +214,14 @@ class _Segmentation:
         train: Sequence[Case],
         held: Sequence[Case],
         prefix: str = "",
-        learned: _Learned | None = None,
+        settings: Settings | None = None,
     ) -> tuple[SegmentationModel, dict[str, Any], list[CaseScores]]:
         """Train one model, resuming where its folder has a checkpoint, and calibrate and measure it.
 
-        With nothing held out, what was ``learned`` from models that had something says how.
+        With nothing held out ``settings`` may say what could not be found out.
         """
         spec = self.spec
-        learned = learned or _Learned(spec.steps(len(train)), spec.start_share, 1.0)
+        settings = settings or Settings(spec.steps(len(train)), spec.start_share)
         folder.mkdir(parents=True, exist_ok=True)
 
         def progress(report: Progress) -> None:
@@ -257,17 +236,17 @@ class _Segmentation:
         validation = CropValidation(crops, self.labels, self.fabric)
         start = copy.deepcopy(model.state_dict())
         groups = parameter_groups(model.network, spec, train_stem=done is not None and done.widened)
-        loop = Run(self.fabric, spec, folder, model, groups, learned.steps, validation)
+        loop = Run(self.fabric, spec, folder, model, groups, settings.steps, validation)
         step = loop.restore()
         stream = LabelledCrops(train, self.modalities, self.labels, spec, step)
         loader = DataLoader(stream, batch_size=None, num_workers=spec.workers)
         loop.train(iter(loader), step, progress, self.cancel)
         best, at = loop.result()
         share, by_share = 0.0, dict[float, float]()
-        if done is not None and done.all_from_source and learned.share:
+        if done is not None and done.all_from_source and settings.start_share:
             whole = not any(case.slices for case in held)
-            share, by_share = mix_in(start, best, validation, learned.share, whole_cases=whole)
-        temperature = validation.temperature(best) if held else learned.temperature
+            share, by_share = mix_in(start, best, validation, settings.start_share, whole_cases=whole)
+        temperature = validation.temperature(best) if held else settings.temperature
         with torch.no_grad():  # before it is measured: where classes make up a region, it changes what is decided
             for parameter in best.network.get_submodule("decoder.out").parameters():
                 parameter.div_(temperature)
