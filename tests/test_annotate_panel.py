@@ -604,6 +604,9 @@ def test_which_study_next_and_what_class_each_is_of(panel, view, qtbot, tmp_path
     assert list((tmp_path / "dataset" / "sub-case" / "anat").glob("*_dseg.nii.gz"))
     choose_study(panel, "less")
     assert part.group.currentText() == "II"
+    qtbot.waitUntil(lambda: "Alt+A begins with what was painted" in panel.status.text(), timeout=60_000)
+    qtbot.mouseClick(panel.everything, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: len(panel.view.probe.others) == 1 and panel.view.probe.ready, timeout=60_000)
     qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
 
 

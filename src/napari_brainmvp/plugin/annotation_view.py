@@ -64,6 +64,7 @@ class AnnotationView(SliceTools):
     ) -> None:
         super().__init__()
         self._viewer, self._project, self.name, self.study = viewer, project, reference.name, study
+        self._from_all = False
         self._live = True
         history = project.labels(reference.name)
         grid, classes = study.grid, project.classes
@@ -130,6 +131,7 @@ class AnnotationView(SliceTools):
 
     def learn_from_all(self, on: bool) -> None:
         """Use the strokes of all studies of the project, or of this one only."""
+        self._from_all = on
         self.probe.learn_from(self._project if on else None, self.name)
 
     def _learned(self, count: int, unread: tuple[str, ...]) -> None:
@@ -180,7 +182,9 @@ class AnnotationView(SliceTools):
 
     def _features_ready(self) -> None:
         self.progressed.emit(Progress(""))
-        self.said.emit("Ready: paint a stroke of each class, some background among them.")
+        others = not self._from_all and not self.labels.any() and set(self._project.painted_on()) - {self.name}
+        hint = " Alt+A begins with what was painted on the other studies." if others else ""
+        self.said.emit(f"Ready: paint a stroke of each class, some background among them.{hint}")
         self.changed.emit()
         self._predict_if_labelled()
 
