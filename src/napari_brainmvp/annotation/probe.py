@@ -10,7 +10,7 @@ Where the network's own classes make up what is being painted, the perceptron on
 are added to those of the network, and a few voxels nobody labelled ask it to change nothing. They weigh the less, the
 more places are labelled, and the more often the network is wrong there. So the first strokes start from what the
 network knows, and the last ones from what the hand does. What was painted on other studies is learned, too, but all
-of it weighs no more than a few places of the study itself.
+of it weighs no more than one place of the study itself.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ProbeSpec:
     weight_decay: float = 0.3
     ridge: float = 0.1
     trust: float = 1.5
-    elsewhere: float = 4.0
+    elsewhere: float = 1.0
     seed: int = 0
 
 
