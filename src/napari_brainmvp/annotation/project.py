@@ -20,7 +20,7 @@ from napari_brainmvp.annotation.content import (
 )
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.lock import ProjectLock
-from napari_brainmvp.annotation.project_file import read_content, study_name, write_content
+from napari_brainmvp.annotation.project_file import free_name, read_content, study_name, write_content
 from napari_brainmvp.annotation.regions import Regions, check_regions
 from napari_brainmvp.errors import FileError, LockedError, StudyError
 from napari_brainmvp.io import read_scan, read_study, write_image
@@ -179,7 +179,7 @@ class AnnotationProject:
             The project is open elsewhere, or cannot be written.
         """
         self._writable()
-        name = self._free_name(study_name(study.name))
+        name = free_name(study_name(study.name), (s.name for s in self.studies))
         scans = {}
         for key, scan in study.scans.items():
             path = scan.path
@@ -300,12 +300,6 @@ class AnnotationProject:
 
     def _resolved(self, path: str) -> Path:
         return (self.folder / path).resolve()
-
-    def _free_name(self, name: str) -> str:
-        """Give a name that is taken, in whatever capitals, a number: not every file system tells capitals apart."""
-        taken = {s.name.lower() for s in self.studies}
-        numbered = (f"{name}-{k}" for k in range(2, len(taken) + 3))
-        return next(n for n in (name, *numbered) if n.lower() not in taken)
 
     def _writable(self) -> None:
         if not self._lock.held or not self._lock.still_held():

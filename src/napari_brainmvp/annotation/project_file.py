@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from napari_brainmvp.annotation.regions import check_regions
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io import write_text_atomic
 
-__all__ = ["read_content", "session_free", "study_name", "write_content"]
+__all__ = ["free_name", "read_content", "session_free", "study_name", "write_content"]
 
 _FILE = "project.json"
 _UNUSED = {"regions": {}, "class_column": CLASS_COLUMN, "identity": ""}
@@ -60,3 +61,10 @@ def session_free(name: str) -> str:
     ('study-ses-2', 'sub-01_ses-2')
     """
     return f"study-{name}" if name.startswith("ses-") else name
+
+
+def free_name(name: str, taken: Iterable[str]) -> str:
+    """Give a name that is taken, in whatever capitals, a number: not every file system tells capitals apart."""
+    known = {other.lower() for other in taken}
+    numbered = (f"{name}-{k}" for k in range(2, len(known) + 3))
+    return next(n for n in (name, *numbered) if n.lower() not in known)
