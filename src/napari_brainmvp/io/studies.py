@@ -14,7 +14,7 @@ from napari_brainmvp.io.names import stem
 from napari_brainmvp.io.sorting import StudyFiles, sort_files
 from napari_brainmvp.study import Modality, Scan, Study, modality
 
-__all__ = ["find_studies", "folder_name", "read_datalist", "read_study"]
+__all__ = ["find_studies", "folder_name", "read_datalist", "read_study", "study_folder"]
 
 _BIDS_FOLDERS = ("anat", "dwi", "swi", "angio")
 _DEEPEST = 6
@@ -229,3 +229,12 @@ def _walk(folder: Path, depth: int, problems: list[tuple[str, str]]) -> Iterable
 def folder_name(folder: Path) -> str:
     """Name a study by its folder; a session, a folder ``ses-…``, by the folder around it, too."""
     return f"{folder.parent.name}_{folder.name}" if folder.name.startswith("ses-") else folder.name
+
+
+def study_folder(path: Path) -> Path:
+    """Return the folder of the study that a scan is of: where it lies, but for the data types of a BIDS tree.
+
+    A link is not followed: data managers link to files named by their content.
+    """
+    folder = path.absolute().parent
+    return folder.parent if folder.name in _BIDS_FOLDERS else folder

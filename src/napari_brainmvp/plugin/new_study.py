@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QComboBox, QMessageBox, QWidget
 from napari_brainmvp.annotation.content import LabelClass, StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import Cancelled, StudyError
-from napari_brainmvp.io.studies import folder_name
+from napari_brainmvp.io.studies import folder_name, study_folder
 from napari_brainmvp.plugin.layers import KEY, LayerOrigin, layer_grid
 from napari_brainmvp.study import LabelMap, Study
 
@@ -189,5 +189,4 @@ def _name_of(study: Study) -> str:
     paths = [scan.path for scan in study.scans.values() if scan.path is not None]
     if not paths:  # then its name is a layer's, a modality mostly
         return "study"
-    folder = paths[0].absolute().parent  # a link is not followed: data managers link to files named by their content
-    return folder_name(folder.parent if folder.name in ("anat", "dwi", "swi", "angio") else folder)
+    return folder_name(study_folder(paths[0]))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QHBoxLayout, QProgressBar, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
 
-from napari_brainmvp.plugin.style import quiet, small_button
+from napari_brainmvp.plugin.style import quiet, slim_bar, small_button
 from napari_brainmvp.progress import Progress
 
 __all__ = ["ProgressRow"]
@@ -23,10 +23,8 @@ class ProgressRow(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self._doing = ""
-        self.bar, self.status = QProgressBar(), quiet("")
+        self.bar, self.status = slim_bar(), quiet("")
         self.cancel = small_button("Cancel", "Stop what is under way.")
-        self.bar.setTextVisible(False)
-        self.bar.setFixedHeight(8)
         row = QHBoxLayout()
         row.addWidget(self.bar, 1)
         row.addWidget(self.cancel)

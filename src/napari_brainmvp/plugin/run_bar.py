@@ -7,9 +7,9 @@ from typing import Any
 
 from napari.utils.notifications import show_error
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QHBoxLayout, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
-from napari_brainmvp.plugin.style import main_button, quiet
+from napari_brainmvp.plugin.style import main_button, quiet, slim_bar
 from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 
@@ -38,10 +38,8 @@ class RunBar(QWidget):
         self._work: Work | None = None
         self.button = main_button(text)
         self.cancel = QPushButton("Cancel")
-        self.bar = QProgressBar()
+        self.bar = slim_bar()
         self.status = quiet("")
-        self.bar.setTextVisible(False)
-        self.bar.setFixedHeight(8)
         row = QHBoxLayout()
         row.addWidget(self.button, 1)
         row.addWidget(self.cancel)

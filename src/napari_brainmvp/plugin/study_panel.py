@@ -18,6 +18,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_brainmvp.errors import StudyError
+from napari_brainmvp.io.studies import study_folder
 from napari_brainmvp.plugin.layers import (
     Frame,
     is_imputed,
@@ -240,7 +241,4 @@ def _largest(layers: dict[str, Any]) -> str:
 def _home(layer: Any) -> Path | None:
     """Return the folder of the study that a layer's file is of; None where it came from no file."""
     path = layer_path(layer)
-    if path is None:
-        return None
-    folder = path.absolute().parent
-    return folder.parent if folder.name in ("anat", "dwi", "swi", "angio") else folder
+    return None if path is None else study_folder(path)
