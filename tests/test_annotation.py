@@ -26,7 +26,7 @@ from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_ov
 from napari_brainmvp.annotation.comparison import as_classes, check_unseen, compare, newest_model
 from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.export import export_dataset
-from napari_brainmvp.annotation.features import CLASS, compute_features
+from napari_brainmvp.annotation.features import CLASS, _Columns, compute_features
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.participants import export_participants, import_participants, mixed_subjects
 from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor, labelled_voxels, uncertain_slice
@@ -41,9 +41,11 @@ from napari_brainmvp.annotation.ranking import (
     summarise,
 )
 from napari_brainmvp.annotation.store import FeatureStore
+from napari_brainmvp.annotation.surroundings import measure_with_scipy, measure_with_torch
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
 from napari_brainmvp.io import class_of, find_studies, read_label_map, read_participants, read_study
 from napari_brainmvp.models import Label, find_model, load_model, name_digest
+from napari_brainmvp.preparation import prepare
 from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.study import LabelMap
 from napari_brainmvp.threads import use_threads
@@ -94,6 +96,67 @@ def test_a_gpu_predicts_what_the_processor_does(features):
         found.append(volume)
     assert (found[0].labels == found[1].labels).mean() > 0.999
     np.testing.assert_allclose(found[0].uncertainty, found[1].uncertainty, atol=0.02)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_gpu_computes_the_features_that_the_processor_does(model):
+    here, there = (compute_features(lesion_study(), model, device=device) for device in ("cpu", "cuda"))
+    assert (here.names, there.values.device.type) == (there.names, "cpu")
+    np.testing.assert_array_equal(here.rows, there.rows)
+    a, b = here.values.float(), there.values.float()
+    scans = [k for k, name in enumerate(here.names) if not name.startswith(("network", CLASS))]
+    torch.testing.assert_close(a[:, scans], b[:, scans], rtol=0.01, atol=0.01)
+    assert (a - b).abs().mean(0).max() < 0.1  # the network's maps, in half precision
+    assert next(model.network.parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((23, 40, 31), 1.0), ((3, 20, 17), 1.2)])
+def test_torch_describes_a_scan_as_scipy_does(shape, spacing):
+    """Also where a Gaussian is longer than the volume, and is mirrored at both of its ends."""
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 3
+    torch.testing.assert_close(
+        measure_with_torch(image, spacing), measure_with_scipy(image, spacing), atol=1e-5, rtol=0
+    )
+
+
+def test_the_columns_that_a_gpu_would_compute_are_those_of_the_processor(model, features):
+    """By the same functions, on the processor."""
+    prepared = prepare(lesion_study(), ("t1", "flair"), model.card.preparation)
+    columns = _Columns(prepared.foreground)
+    for image in prepared.images:
+        means, spread, steep = measure_with_torch(image, prepared.grid.spacing[0])
+        for volume in (image, *means, spread, *steep):
+            columns.add("", volume)
+    here = [k for k, name in enumerate(features.names) if name.startswith(("t1 ", "flair "))]
+    torch.testing.assert_close(columns.stacked(), features.values[:, here], rtol=0.01, atol=1e-3)
+
+
+def test_without_the_memory_of_a_gpu_the_processor_goes_on(model, features):
+    class FullOnce(CancelToken):
+        full = False
+
+        def raise_if_cancelled(self) -> None:
+            if not self.full:
+                self.full = True
+                raise torch.OutOfMemoryError
+
+    token = FullOnce()
+    found = compute_features(lesion_study(), model, cancel=token)
+    assert token.full
+    assert torch.equal(found.values, features.values)
+    predictor = StudyPredictor(found, background=1)
+    predictor.fit(strokes())
+    volume = predictor.predict_volume(FullOnce())
+    np.testing.assert_array_equal(volume.labels, predictor.predict_volume().labels)
+
+
+def test_a_predictor_that_was_woken_up_knows_nothing(features):
+    predictors = [StudyPredictor(features, background=1) for _ in range(2)]
+    predictors[0]._wake()
+    assert not predictors[0].ready
+    for predictor in predictors:
+        predictor.fit(strokes(), steps=5)
+    np.testing.assert_array_equal(*(predictor.predict_volume().uncertainty for predictor in predictors))
 
 
 def test_the_network_is_believed_where_nothing_is_labelled_and_the_hand_where_it_differs():

@@ -38,7 +38,8 @@ class Voxels:
         """Choose at most ``size`` of them."""
         count = len(self.values)
         chosen = torch.randint(count, (size,), generator=generator) if count > size else torch.arange(count)
-        return self.values[chosen], self.prior[chosen], self.wanted[chosen]
+        values, prior, wanted = (t.index_select(0, chosen) for t in (self.values, self.prior, self.wanted))
+        return values, prior, wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +84,9 @@ def descend(
         weight = torch.cat([torch.full((n, 1), part.share / n) for n, part in zip(sizes, parts, strict=True)])
         skip = int(torch.randint(len(noise) - len(x) + 1, (), generator=generator))
         x = x + noise[skip : skip + len(x)]
-        before = torch.addmm(bias, x, first)
-        hidden = before.clamp(min=0)
+        hidden = torch.addmm(bias, x, first).clamp_(min=0)
         scores = (torch.addmm(offset, hidden, last).add_(prior).softmax(1) - wanted) * weight
-        back = (scores @ last.T).mul_(before > 0)
+        back = torch.ops.aten.threshold_backward(scores @ last.T, hidden, 0)  # 0 where no hidden unit is on
         gradients = (x.T @ back, back.sum(0), hidden.T @ scores, scores.sum(0))
         rate = learning_rate * min(1.0, step / 5) * (0.5 + 0.5 * np.cos(np.pi * step / (steps + 1)))
         for value, gradient, (mean, square) in zip(weights, gradients, moments, strict=True):

@@ -9,17 +9,18 @@ to the slices between.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
+from napari_brainmvp.annotation.surroundings import describe
 from napari_brainmvp.errors import ModelError
 from napari_brainmvp.inference.device import choose_device, choose_dtype
 from napari_brainmvp.inference.windows import gaussian_importance, report_layers, window_starts
@@ -30,10 +31,10 @@ from napari_brainmvp.preparation import PreparedStudy, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.study import Grid, Study
 
-__all__ = ["CLASS", "LIMIT", "SCALES", "StudyFeatures", "compute_features"]
+__all__ = ["CLASS", "LIMIT", "StudyFeatures", "compute_features"]
 
-SCALES = (1.0, 2.0, 4.0, 8.0)
-"""Standard deviations of the Gaussians that describe a voxel's surroundings, mm."""
+logger = logging.getLogger(__name__)
+
 CLASS = "class "
 """Beginning of the names of columns that hold log probabilities of the network's own classes."""
 _WINDOW = (160, 192, 160)
@@ -85,9 +86,9 @@ def compute_features(
 ) -> StudyFeatures:
     """Compute the features of a study: seconds on a CPU.
 
-    Each modality's prepared intensity, its Gaussian means at :data:`SCALES`, gradient magnitudes and local standard
-    deviations; then the network's logits and its decoder's maps at 1 and 1/2 of the resolution; last the log
-    probabilities of its classes, where they are exclusive.
+    Each modality's prepared intensity and its surroundings, as
+    :func:`~napari_brainmvp.annotation.surroundings.describe` measures them; then the network's logits and its decoder's
+    maps at 1 and 1/2 of the resolution; last the log probabilities of its classes, where they are exclusive.
 
     Parameters
     ----------
@@ -98,7 +99,8 @@ def compute_features(
     progress, cancel
         Told, and asked, at every modality and layer of the network.
     device : str
-        Of the network, as :func:`napari_brainmvp.inference.choose_device` takes it.
+        As :func:`napari_brainmvp.inference.choose_device` takes it: of the network, and on CUDA of everything after
+        the preparation. Where its memory does not suffice, the CPU takes over.
 
     Raises
     ------
@@ -116,74 +118,82 @@ def compute_features(
     extra = tuple(key for key in study.scans if key not in wanted)
     progress(Progress("Preparing the scans"))
     prepared = prepare(study, (*wanted, *extra), model.card.preparation)
-    mask = prepared.foreground
-    rows = np.full(tuple(mask.shape), -1, np.int32)
-    rows[mask.numpy()] = np.arange(int(mask.sum()), dtype=np.int32)
-    columns = _Columns(mask)
-    keys = zip((*wanted, *extra), prepared.images, prepared.present, strict=True)
-    present = [(key, image) for key, image, there in keys if there]
-    for done, (key, image) in enumerate(present):
+    where = choose_device(device)
+    while True:
+        try:
+            names, values = _describe(prepared, (*wanted, *extra), model, network, where, progress, cancel)
+            break
+        except torch.OutOfMemoryError:
+            logger.warning("%s has no memory for the features of %s: the processor computes them.", where, study.name)
+            where = torch.device("cpu")
+        finally:
+            network.to("cpu")
+            torch.cuda.empty_cache()  # which a training on the same GPU, in a process of its own, would lack
+    mask = prepared.foreground.numpy()
+    rows = np.full(mask.shape, -1, np.int32)
+    rows[mask] = np.arange(len(values), dtype=np.int32)
+    return StudyFeatures(prepared.grid, prepared.source, rows, values, names)
+
+
+def _describe(
+    prepared: PreparedStudy,
+    keys: tuple[str, ...],
+    model: LoadedModel,
+    network: SegmentationNetwork,
+    where: torch.device,
+    progress: ProgressCallback,
+    cancel: CancelToken | None,
+) -> tuple[tuple[str, ...], Tensor]:
+    """Return names and values of all columns: of the scans, then of the network, which computes on ``where``.
+
+    All else is done there, too, where that is a CUDA device, and on the CPU otherwise.
+    """
+    home = where if where.type == "cuda" else torch.device("cpu")
+    columns = _Columns(prepared.foreground.to(home))
+    scans = [(key, image) for key, image, there in zip(keys, prepared.images, prepared.present, strict=True) if there]
+    for done, (key, image) in enumerate(scans):
         _check(cancel)
-        progress(Progress("Describing intensities", done, len(present)))
-        for name, volume in _surroundings(image, prepared.grid.spacing[0]):
+        progress(Progress("Describing intensities", done, len(scans)))
+        for name, volume in describe(image.to(home), prepared.grid.spacing[0]):
             columns.add(f"{key} {name}", volume)
-    if any(prepared.present[: len(wanted)]):
-        for name, volume in _network_maps(network, _fill(prepared, model), mask, device, progress, cancel):
-            if name.startswith(CLASS):
-                if model.card.activation == "softmax" or model.card.network.parts:  # else they are no classes
-                    columns.add_plain(name, volume)
-            else:
+    if any(prepared.present[: len(model.card.modalities)]):
+        exclusive = model.card.activation == "softmax" or model.card.network.parts
+        for name, volume in _network_maps(network, _fill(prepared, model).to(home), where, progress, cancel):
+            if not name.startswith(CLASS):
                 columns.add(f"network {name}", volume)
-    return StudyFeatures(prepared.grid, prepared.source, rows, columns.stacked(), tuple(columns.names))
+            elif exclusive:  # else they are no classes
+                columns.add_plain(name, volume)
+    return tuple(columns.names), columns.stacked()
 
 
 class _Columns:
-    """Collect foreground values, standardised, one column at a time."""
+    """Collect foreground values, standardised, one column at a time, on the device of the mask."""
 
     def __init__(self, mask: Tensor) -> None:
-        self._mask, self._columns = mask, list[Tensor]()
+        self._inside, self._columns = mask.flatten().nonzero()[:, 0], list[Tensor]()
         self.names: list[str] = []
 
     def add(self, name: str, volume: Tensor) -> None:
-        inside = volume[self._mask].float()
+        inside = self._gather(volume)
         deviation, mean = torch.std_mean(inside)
-        self._columns.append(((inside - mean) / (deviation + 1e-4)).clamp(-LIMIT, LIMIT).bfloat16())
-        self.names.append(name)
+        self._keep(name, (inside - mean) / (deviation + 1e-4))
 
     def add_plain(self, name: str, volume: Tensor) -> None:
-        self._columns.append(volume[self._mask].float().clamp(-LIMIT, LIMIT).bfloat16())
+        self._keep(name, self._gather(volume))
+
+    def _gather(self, volume: Tensor) -> Tensor:
+        return volume.reshape(-1).index_select(0, self._inside).float()
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        self._columns.append(values.clamp(-LIMIT, LIMIT).bfloat16())
         self.names.append(name)
 
     def stacked(self) -> Tensor:
-        """Return (N, F), written in chunks so that a transposed copy never misses the processor's cache."""
-        values = torch.empty(len(self._columns[0]), len(self._columns), dtype=torch.bfloat16)
+        """Return (N, F) on the CPU, written in chunks so that a transposed copy never misses the processor's cache."""
+        values = self._columns[0].new_empty(len(self._inside), len(self._columns))
         for start in range(0, len(values), _CHUNK):
             values[start : start + _CHUNK] = torch.stack([c[start : start + _CHUNK] for c in self._columns], 1)
-        return values
-
-
-def _surroundings(image: Tensor, spacing: float) -> list[tuple[str, Tensor]]:
-    """Describe a modality (X, Y, Z) by Gaussian means, gradient magnitudes, and spread about the mean."""
-    volume = image.numpy()
-
-    def blur(values: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
-        blurred: NDArray[np.float32] = ndimage.gaussian_filter(values, scale / spacing, truncate=3)
-        return blurred
-
-    def steepness(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        total = np.zeros_like(values)
-        for axis in range(3):
-            total += np.square(np.gradient(values, axis=axis))
-        return np.sqrt(total)
-
-    with ThreadPoolExecutor(len(SCALES) + 1) as pool:  # scipy's filters let go of the interpreter's lock
-        squares = pool.submit(blur, np.square(volume), 2.0)
-        means = list(pool.map(lambda scale: blur(volume, scale), SCALES))
-        spread = np.sqrt(np.clip(squares.result() - np.square(means[1]), 0, None))
-        steep = list(pool.map(steepness, means[:3]))
-    named = [("", volume), *((f"{s:g}mm", m) for s, m in zip(SCALES, means, strict=True)), ("spread 2mm", spread)]
-    named += [(f"gradient {s:g}mm", g) for s, g in zip(SCALES[:3], steep, strict=True)]
-    return [(name, torch.from_numpy(values)) for name, values in named]
+        return values.cpu()
 
 
 def _fill(prepared: PreparedStudy, model: LoadedModel) -> Tensor:
@@ -199,15 +209,34 @@ def _fill(prepared: PreparedStudy, model: LoadedModel) -> Tensor:
 def _network_maps(
     network: SegmentationNetwork,
     images: Tensor,
-    mask: Tensor,
-    device: str,
+    where: torch.device,
     progress: ProgressCallback,
     cancel: CancelToken | None,
-) -> list[tuple[str, Tensor]]:
-    """Run the network over (C, X, Y, Z) and return its maps, channel by channel, at full resolution."""
+) -> Iterator[tuple[str, Tensor]]:
+    """Run the network on a device, and give its maps channel by channel, at full resolution, where the images are."""
     size = tuple(images.shape[1:])
     rest = [-n % STRIDE for n in size]
     images = F.pad(images, (0, rest[2], 0, rest[1], 0, rest[0]))
+    full = tuple(images.shape[1:])
+    sums = _run(network, images, where, progress, cancel)
+    for stride, title in ((1, "fine"), (2, "half")):
+        for channel, values in enumerate(sums[stride]):
+            if stride > 1:
+                values = F.interpolate(values[None, None], full, mode="trilinear", align_corners=False)[0, 0]
+            yield f"{title} {channel}", values[: size[0], : size[1], : size[2]]
+    logits = sums[1][network.full_resolution_channels :, : size[0], : size[1], : size[2]]
+    for k, values in enumerate(logits.log_softmax(0)):
+        yield f"{CLASS}{k}", values
+
+
+def _run(
+    network: SegmentationNetwork,
+    images: Tensor,
+    where: torch.device,
+    progress: ProgressCallback,
+    cancel: CancelToken | None,
+) -> dict[int, Tensor]:
+    """Return the network's maps of (C, X, Y, Z) by stride, averaged over windows where one does not do."""
     full = tuple(images.shape[1:])
     window = [_window(n, w) for n, w in zip(full, _WINDOW, strict=True)]
     starts = [
@@ -216,8 +245,8 @@ def _network_maps(
     corners = list(itertools.product(*starts))
     sums: dict[int, Tensor] = {}
     weights: dict[int, Tensor] = {}
-    where = choose_device(device)
     dtype = choose_dtype(where)
+    half = dtype != torch.float32
     network.to(where)
     for done, corner in enumerate(corners):
 
@@ -227,26 +256,18 @@ def _network_maps(
 
         report(0.0)
         box = [slice(s, s + w) for s, w in zip(corner, window, strict=True)]
-        half = dtype != torch.float32
         with report_layers(network, report), torch.autocast(where.type, dtype if half else None, enabled=half):
             maps = _decode(network, channels_last(images[(slice(None), *box)][None].to(where)))
         for stride, found in maps.items():
             small = tuple(slice(s.start // stride, s.stop // stride) for s in box)
             if stride not in sums:
                 shape = [n // stride for n in full]
-                sums[stride], weights[stride] = torch.zeros(found.shape[1], *shape), torch.zeros(shape)
+                sums[stride], weights[stride] = images.new_zeros(found.shape[1], *shape), images.new_zeros(shape)
             importance = gaussian_importance([w // stride for w in window]) if len(corners) > 1 else torch.ones(())
-            sums[stride][(slice(None), *small)] += found[0].float().cpu() * importance
+            importance = importance.to(images.device)
+            sums[stride][(slice(None), *small)] += found[0].float().to(images.device) * importance
             weights[stride][small] += importance
-    network.to("cpu")
-    named = []
-    for stride, title in ((1, "fine"), (2, "half")):
-        for channel, values in enumerate(sums[stride].div_(weights[stride])):
-            if stride > 1:
-                values = F.interpolate(values[None, None], full, mode="trilinear", align_corners=False)[0, 0]
-            named.append((f"{title} {channel}", values[: size[0], : size[1], : size[2]]))
-    logits = sums[1][network.full_resolution_channels :, : size[0], : size[1], : size[2]]
-    return named + [(f"{CLASS}{k}", values) for k, values in enumerate(logits.log_softmax(0))]
+    return {stride: total.div_(weights[stride]) for stride, total in sums.items()}
 
 
 def _window(size: int, largest: int) -> int:
