@@ -515,6 +515,44 @@ def choose_study(panel, name: str) -> None:
     studies.activated.emit(studies.currentIndex())
 
 
+def test_a_study_leaves_the_project_and_comes_back_with_its_strokes(panel, view, viewer, qtbot, tmp_path):
+    stroke(panel, qtbot, 2)
+    saved = native(view.layer).copy()
+    panel.project.add_study(replace(lesion_study(tmp_path, "next", 5), labels=None))
+    panel.studies.show_project(panel.project, "case")
+    listed_studies = panel.studies.studies
+    for answer, left in (("Cancel", ["case", "next"]), ("Remove", ["next"])):
+        panel.keep.activateWindow()
+        qtbot.waitUntil(panel.keep.isActiveWindow, timeout=10_000)
+        listed_studies.setFocus()
+        asked = answer_with(qtbot, answer)
+        with qtbot.waitSignal(panel.studies.remove.triggered, timeout=5_000):  # once it is answered
+            qtbot.keyClick(listed_studies, Qt.Key.Key_Delete)
+        assert "strokes stay on the disk" in asked[0]
+        assert [s.name for s in panel.project.studies] == left
+    assert panel.view is None
+    assert not panel.tools["undo"].isEnabled()
+    assert [layer.name for layer in viewer.layers] == ["T1", "FLAIR"]
+    assert listed_studies.findData("case") == -1
+    assert not panel.studies.remove.isEnabled()  # none is chosen
+    shown_labels(viewer, truth().astype(np.int32))
+    panel.begin.setCurrentIndex(1)  # not asked what they mean: there are strokes
+    begin(panel, qtbot)
+    assert [s.name for s in panel.project.studies] == ["next", "case"]
+    np.testing.assert_array_equal(native(panel.view.layer), saved)
+    shutil.rmtree(tmp_path / "next")
+    choose_study(panel, "next")  # which cannot be opened
+    answer_with(qtbot, "Remove")
+    panel.studies.remove.trigger()
+    assert panel.view.name == "case"
+    assert [s.name for s in panel.project.studies] == ["case"]
+    panel.view.layer.scale = (2, 1, 1)  # what cannot be saved is not let go
+    answer_with(qtbot, "Remove")
+    panel.studies.remove.trigger()
+    assert "was moved" in panel.status.text()
+    assert [s.name for s in panel.project.studies] == ["case"]
+
+
 def test_choosing_a_study_removes_the_scans_of_the_last_one_and_no_others(panel, viewer, qtbot, tmp_path):
     scan = lesion_study(keys=("t2",)).scans["t2"]
     data, options, _ = scan_layer(replace(scan, imputed=True), np.eye(4))
@@ -802,6 +840,9 @@ def test_a_second_window_is_told_and_cannot_paint(panel, view, make_napari_viewe
     begin(second.annotate, qtbot)
     assert not second.annotate.view.layer.editable
     assert not second.annotate.tools["undo"].isEnabled()
+    assert not second.annotate.studies.remove.isEnabled()
+    panel.studies.removed.emit("case")  # nobody's strokes are lost by that, wherever they are looked at
+    assert second.annotate.view.name == "case"
     second.annotate.abandon()
 
 

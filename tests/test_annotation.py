@@ -41,7 +41,7 @@ from napari_brainmvp.annotation.ranking import (
     summarise,
 )
 from napari_brainmvp.annotation.store import FeatureStore
-from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
+from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, LockedError, StudyError
 from napari_brainmvp.io import class_of, find_studies, read_label_map, read_participants, read_study
 from napari_brainmvp.models import Label, find_model, load_model, name_digest
 from napari_brainmvp.progress import CancelToken
@@ -632,6 +632,32 @@ def test_a_project_restores_everything(project, tmp_path):
     assert again.read("case-1").grid == study.grid
     assert again.find(study) == again.study(reference.name)
     assert again.find(lesion_study(tmp_path, "case-2")) is None
+    again.close()
+
+
+@pytest.mark.parametrize("in_files", [True, False])
+def test_a_study_that_was_removed_comes_back_with_its_strokes(project, tmp_path, in_files):
+    study = replace(lesion_study(tmp_path if in_files else None, "case"), labels=None)
+    twin = replace(lesion_study(None if in_files else tmp_path, "case", 3), labels=None)
+    project.add_study(study)
+    project.set_groups({"case": "glioma"})
+    project.labels("case").record(strokes())
+    project.remove_study("case")
+    assert (project.studies, project.painted_on(), project.find(study)) == ((), [], None)
+    with pytest.raises(StudyError, match="no study 'case'"):
+        project.remove_study("case")
+    project.close()
+    again = AnnotationProject.open(tmp_path / "project")
+    second = AnnotationProject.open(tmp_path / "project")  # which may only look
+    assert again.add_study(twin).name == "case-2"  # another study of this name has no part in the strokes
+    assert not again.labels("case-2").labels.any()
+    with pytest.raises(LockedError):
+        second.add_study(study)
+    back = again.add_study(replace(study, labels=lesion_study().labels))
+    assert (back.name, back.group, again.removed) == ("case", "glioma", ())
+    np.testing.assert_array_equal(again.labels("case").labels, strokes())
+    assert again.labels("case").undo()
+    assert again.painted_on() == []
     again.close()
 
 

@@ -106,6 +106,8 @@ class ProjectContent(BaseModel):
         Class values that make up each region, see :mod:`~napari_brainmvp.annotation.regions`; empty where the classes
         exclude each other, as in files that are older than regions.
     studies : tuple of StudyReference
+    removed : tuple of StudyReference
+        Studies that were taken off the list, to be found again with their strokes.
     class_column : str
         What tables call the studies' classes: the column that they were read from last.
     identity : str
@@ -118,6 +120,7 @@ class ProjectContent(BaseModel):
     classes: tuple[LabelClass, ...]
     regions: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     studies: tuple[StudyReference, ...] = ()
+    removed: tuple[StudyReference, ...] = ()
     class_column: str = Field(CLASS_COLUMN, min_length=1)
     identity: str = Field("", pattern=r"^[0-9a-f]*$")
 

@@ -31,6 +31,7 @@ _SWITCHES = (
 _OTHERS = (
     "Alt+E: annotate this study",
     "Alt+X: which next?",
+    "Delete, in the list of studies: take the study off the project",
     "Alt+1 to Alt+9: choose a class",
     "Alt+K: add class",
     "Alt+O: regions",

@@ -212,10 +212,21 @@ class AnnotationView(SliceTools):
         """Do again what was taken back."""
         self._step(back=False)
 
+    def save(self) -> None:
+        """Save what is not yet.
+
+        Raises
+        ------
+        StudyError
+            The layer was moved: then nothing of it can be saved, nor shown.
+        """
+        native(self.layer)
+        if self._painted is not None:
+            self._painted.save()
+
     def _step(self, back: bool) -> None:
         assert self._painted is not None
-        native(self.layer)  # raises where the layer was moved and could not show what the history says
-        self._painted.save()
+        self.save()
         history = self._painted.history
         if not (history.undo() if back else history.redo()):
             self.said.emit("There is nothing to undo." if back else "There is nothing to redo.")

@@ -59,7 +59,7 @@ class LabelSource(QComboBox):
 
 
 def enter(project: AnnotationProject, study: Study, layer: Any, parent: QWidget) -> StudyReference:
-    """Add a study to a project, with a Labels layer's labels as its first stroke.
+    """Add a study to a project, with a Labels layer's labels as its first stroke; one that comes back has its own.
 
     Parameters
     ----------
@@ -80,7 +80,8 @@ def enter(project: AnnotationProject, study: Study, layer: Any, parent: QWidget)
         That is what was answered.
     """
     named = replace(study, name=_name_of(study))
-    if layer is None:
+    back = project.find_removed(named)
+    if layer is None or (back is not None and project.labels(back.name).stroke):
         return project.add_study(named)
     labelled, names = _with_meaning(_with_labels(named, layer), layer, project.classes, parent)
     reference = project.add_study(labelled)
