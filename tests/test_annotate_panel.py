@@ -479,6 +479,37 @@ def test_regions_said_in_the_panel_are_the_project_s(panel, qtbot, tmp_path):
     assert panel.classes.learned.isVisible()
 
 
+def test_a_class_leaves_the_project_unless_it_is_painted(panel, view, viewer, qtbot, monkeypatch):
+    seen = []
+    monkeypatch.setattr("napari.utils.notifications.notification_manager.dispatch", seen.append)
+    table, remove = panel.classes, panel.classes.remove
+    qtbot.mouseClick(table.add, Qt.MouseButton.LeftButton)
+    table.choose(0)
+    assert not remove.isEnabled()  # the background
+    stroke(panel, qtbot, 2)
+    stroke(panel, qtbot, 1)
+    panel.classes.choose(2)
+    view.layer.paint((MIDDLE, 20, 20), 3)
+    view.layer.events.paint(value=[])
+    qtbot.mouseClick(remove, Qt.MouseButton.LeftButton)
+    assert "Class 3 is painted on case: erase it there" in panel.status.text()
+    assert len(panel.project.classes) == 3
+    qtbot.mouseClick(panel.tools["undo"], Qt.MouseButton.LeftButton)
+    panel.keep.activateWindow()
+    qtbot.waitUntil(panel.keep.isActiveWindow, timeout=10_000)
+    table.table.setFocus()
+    qtbot.keyClick(table.table, Qt.Key.Key_Delete)
+    qtbot.waitUntil(lambda: [c.value for c in panel.project.classes] == [1, 2], timeout=5_000)
+    assert view.layer.selected_label == table.value() == 2
+    qtbot.mouseClick(table.add, Qt.MouseButton.LeftButton)
+    assert [c.value for c in panel.project.classes] == [1, 2, 4]  # 3 is not another class's
+    qtbot.mouseClick(panel.tools["redo"], Qt.MouseButton.LeftButton)
+    assert [c.name for c in panel.project.classes] == ["Background", "Lesion", "Class 4", "Class 3"]
+    assert view.layer.selected_label == 2
+    assert set(listed(panel)) == {1, 2, 3, 4}
+    assert seen[0].message == seen[-1].message  # the refusal, and no other
+
+
 def test_opening_the_project_again_restores_the_strokes(panel, view, viewer, qtbot, tmp_path):
     both(panel, qtbot)
     saved = native(view.layer).copy()
@@ -841,6 +872,8 @@ def test_a_second_window_is_told_and_cannot_paint(panel, view, make_napari_viewe
     assert not second.annotate.view.layer.editable
     assert not second.annotate.tools["undo"].isEnabled()
     assert not second.annotate.studies.remove.isEnabled()
+    second.annotate.classes.choose(1)
+    assert not second.annotate.classes.remove.isEnabled()
     panel.studies.removed.emit("case")  # nobody's strokes are lost by that, wherever they are looked at
     assert second.annotate.view.name == "case"
     second.annotate.abandon()

@@ -661,6 +661,44 @@ def test_a_study_that_was_removed_comes_back_with_its_strokes(project, tmp_path,
     again.close()
 
 
+def test_a_class_leaves_where_nothing_is_painted_with_it(project, tmp_path):
+    core = LabelClass(value=3, name="Core", color="#112233")
+    project.set_classes((*default_classes(), core))
+    for name in ("one", "two"):
+        project.add_study(replace(lesion_study(tmp_path, name), labels=None))
+    labels = project.labels("two")
+    labels.record(strokes())
+    labels.record(np.where(strokes() == 2, 3, strokes()))
+    project.remove_study("two")
+    project.close()
+    again = AnnotationProject.open(tmp_path / "project")
+    for value, words in (
+        (1, "background"),
+        (3, r"Core is painted on two \(removed from the project\)"),
+        (9, "no class"),
+    ):
+        with pytest.raises(StudyError, match=words):
+            again.remove_class(value)
+    again.add_study(lesion_study(tmp_path, "two"))
+    with pytest.raises(StudyError, match="Core is painted on two: erase it there"):
+        again.remove_class(3)
+    labels = again.labels("two")
+    assert labels.undo()
+    again.set_regions({"whole": (2, 3)})
+    with pytest.raises(StudyError, match="part of the region whole"):
+        again.remove_class(3)
+    again.set_regions({})
+    again.remove_class(3)
+    assert (again.classes, again.removed_classes) == (default_classes(), (core,))
+    again.close()
+    last = AnnotationProject.open(tmp_path / "project")
+    assert last.labels("two").redo()  # what was undone is painted with it
+    assert last.labels("two").written == {3}
+    last.know_values(last.labels("two").written)
+    assert (last.classes, last.removed_classes) == ((*default_classes(), core), ())
+    last.close()
+
+
 def test_labels_that_come_with_a_study_are_kept_as_they_are(project):
     study = lesion_study()
     labels = study.labels.data.astype(np.int32)

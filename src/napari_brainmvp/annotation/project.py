@@ -11,11 +11,11 @@ from uuid import uuid4
 import numpy as np
 
 from napari_brainmvp.annotation.content import (
-    CLASS_COLORS,
     LabelClass,
     ProjectContent,
     StudyReference,
     check_classes,
+    classes_of,
     default_classes,
 )
 from napari_brainmvp.annotation.history import LabelHistory
@@ -23,6 +23,7 @@ from napari_brainmvp.annotation.lock import ProjectLock
 from napari_brainmvp.annotation.project_file import free_name, read_content, study_name, write_content
 from napari_brainmvp.annotation.references import find_reference, make_reference, named, scan_paths
 from napari_brainmvp.annotation.regions import Regions, check_regions
+from napari_brainmvp.annotation.removal import leaving_class
 from napari_brainmvp.errors import FileError, LockedError, StudyError
 from napari_brainmvp.io import read_study
 from napari_brainmvp.io.participants import is_missing
@@ -104,6 +105,11 @@ class AnnotationProject:
         return self._content.classes
 
     @property
+    def removed_classes(self) -> tuple[LabelClass, ...]:
+        """Classes that were removed, whose numbers no other class shall have."""
+        return self._content.removed_classes
+
+    @property
     def regions(self) -> Regions:
         """The regions that are learned in place of the classes; empty where classes exclude each other."""
         return self._content.regions
@@ -152,13 +158,9 @@ class AnnotationProject:
         """
         return named(name, self.studies)
 
-    def find(self, study: Study) -> StudyReference | None:
-        """Find the reference of an opened study: by its files, or by its content where it came from none."""
-        return find_reference(study, self.studies, self.folder)
-
-    def find_removed(self, study: Study) -> StudyReference | None:
-        """Find what an opened study was in the project before it was taken off the list."""
-        return find_reference(study, self.removed, self.folder)
+    def find(self, study: Study, removed: bool = False) -> StudyReference | None:
+        """Find an opened study by its files, or its content where it came from none; or among those removed."""
+        return find_reference(study, self.removed if removed else self.studies, self.folder)
 
     def add_study(self, study: Study) -> StudyReference:
         """Add a study by reference; scans that are in no file yet are written into the project.
@@ -172,7 +174,7 @@ class AnnotationProject:
             The project is open elsewhere, or cannot be written.
         """
         self._writable()
-        back = reference = self.find_removed(study)
+        back = reference = self.find(study, removed=True)
         if reference is None:
             name = free_name(study_name(study.name), (s.name for s in (*self.studies, *self.removed)))
             reference = make_reference(study, name, self.folder)
@@ -248,7 +250,8 @@ class AnnotationProject:
             The project is open elsewhere, or cannot be written.
         """
         check_regions(self.regions.items(), check_classes(classes))
-        self._update(classes=classes)
+        back = {c.value for c in classes}
+        self._update(classes=classes, removed_classes=tuple(c for c in self.removed_classes if c.value not in back))
 
     def set_regions(self, regions: Mapping[str, Iterable[int]]) -> None:
         """Say which unions of classes shall be learned, larger ones first; none for the classes themselves.
@@ -263,16 +266,21 @@ class AnnotationProject:
         self._update(regions=check_regions(regions.items(), self.classes))
 
     def know_values(self, values: Iterable[int]) -> None:
-        """Add a class for every label value that has none yet; values are kept as they are."""
-        known = {c.value for c in self.classes}
-        new = [v for v in sorted(set(values)) if v != 0 and v not in known]
-        if new:
-            start = len(self.classes)
-            added = (
-                LabelClass(value=v, name=f"Label {v}", color=CLASS_COLORS[(start + k) % len(CLASS_COLORS)])
-                for k, v in enumerate(new)
-            )
+        """Add a class for every label value that has none yet, or bring back the one that was removed."""
+        if added := classes_of(values, self.classes, self.removed_classes):
             self.set_classes((*self.classes, *added))
+
+    def remove_class(self, value: int) -> None:
+        """Take a class out of the project; its number stays its own: a stroke of it that is undone brings it back.
+
+        Raises
+        ------
+        StudyError
+            It is painted on a study, one that was removed among them, is the background, or part of a region.
+        """
+        gone = leaving_class(value, self._content, self.folder, self._histories)
+        classes = tuple(c for c in self.classes if c is not gone)
+        self._update(classes=classes, removed_classes=(*self.removed_classes, gone))
 
     def set_groups(self, groups: Mapping[str, str], column: str = "") -> None:
         """Say which class whole studies belong to.

@@ -11,12 +11,12 @@ from qtpy.QtCore import Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QShortcut, QVBoxLayout, QWidget
 
-from napari_brainmvp.annotation.content import LabelClass, StudyReference
+from napari_brainmvp.annotation.content import StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
-from napari_brainmvp.annotation.regions import Regions
 from napari_brainmvp.errors import BrainMVPError, Cancelled
 from napari_brainmvp.plugin.annotation_tools import AnnotationTools, key_list
 from napari_brainmvp.plugin.annotation_view import AnnotationView
+from napari_brainmvp.plugin.class_edits import ClassEdits
 from napari_brainmvp.plugin.class_table import ClassTable
 from napari_brainmvp.plugin.finetune_row import FinetuneRow
 from napari_brainmvp.plugin.layers import Frame
@@ -32,7 +32,7 @@ from napari_brainmvp.study import Study
 __all__ = ["AnnotatePanel"]
 
 
-class AnnotatePanel(QWidget):
+class AnnotatePanel(ClassEdits, QWidget):
     """Annotate the study of a Study panel in a project.
 
     Parameters
@@ -97,6 +97,7 @@ class AnnotatePanel(QWidget):
         self.progress.stopped.connect(self._cancel)
         self.classes.edited.connect(lambda classes: self._try(lambda: self._edit_classes(classes)))
         self.classes.united.connect(lambda regions: self._try(lambda: self._unite_classes(regions)))
+        self.classes.removed.connect(lambda value: self._try(lambda: self._remove_class(value)))
         self.classes.chosen.connect(lambda value: self._tell("choose", value))
         self.toolbox.used.connect(self._tell)
         self.live.toggled.connect(lambda on: self._tell("set_live", on))
@@ -206,30 +207,6 @@ class AnnotatePanel(QWidget):
         kept = f"Its strokes are in {self.project.folder / 'labels' / name}"
         self.status.setText(f"{name} has left the project. {kept} and come back when you annotate it again.")
 
-    def _know(self, value: int) -> None:
-        """Make a class of a value that was painted, and choose it."""
-        assert self.project is not None
-        self.project.know_values([value])
-        self._refresh()
-        if self.view is not None:
-            self.view.recolor()
-        self.classes.choose(next(k for k, c in enumerate(self.project.classes) if c.value == value))
-
-    def _edit_classes(self, classes: tuple[LabelClass, ...]) -> None:
-        if self.project is None:
-            return
-        try:
-            self.project.set_classes(classes)
-        finally:
-            self._refresh()
-        if self.view is not None:
-            self.view.recolor()
-
-    def _unite_classes(self, regions: Regions) -> None:
-        if self.project is not None:
-            self.project.set_regions(regions)
-            self._refresh()
-
     def _tell(self, what: str, *values: object) -> None:
         """Tell the study that is being annotated, if one is."""
         if self.view is not None:
@@ -280,7 +257,7 @@ class AnnotatePanel(QWidget):
         if project is not None:
             note = "  –  read-only, open elsewhere" if project.read_only else ""
             self.title.setText(f"{project.folder}{note}")
-            self.classes.show_classes(project.classes, project.regions, not project.read_only)
+            self.classes.show_classes(project.classes, project.regions, not project.read_only, project.removed_classes)
         self._refresh_tools()
 
     def _refresh_tools(self) -> None:

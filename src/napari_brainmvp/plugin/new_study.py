@@ -80,10 +80,11 @@ def enter(project: AnnotationProject, study: Study, layer: Any, parent: QWidget)
         That is what was answered.
     """
     named = replace(study, name=_name_of(study))
-    back = project.find_removed(named)
+    back = project.find(named, removed=True)
     if layer is None or (back is not None and project.labels(back.name).stroke):
         return project.add_study(named)
-    labelled, names = _with_meaning(_with_labels(named, layer), layer, project.classes, parent)
+    known = (*project.removed_classes, *project.classes)  # whose strokes can come back with an undo
+    labelled, names = _with_meaning(_with_labels(named, layer), layer, known, parent)
     reference = project.add_study(labelled)
     classes = (c.model_copy(update={"name": names.get(c.value, c.name)}) for c in project.classes)
     project.set_classes(tuple(classes))
