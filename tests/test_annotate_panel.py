@@ -384,7 +384,7 @@ def test_a_segmentation_whose_numbers_are_taken_becomes_new_classes(panel, viewe
     panel.begin.setCurrentIndex(panel.begin.findText(begin_with))
     asked = answer_with(qtbot, "Cancel")
     qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
-    assert "1 = CSF, 2 = Grey matter. In this project: 1 = Background, 2 = Lesion" in asked[0]
+    assert "1:  CSF in the layer, Background in this project\n2:  Grey matter in the layer, Lesion in" in asked[0]
     assert panel.project.studies == ()
     assert "Nothing was added" in panel.status.text()
     answer_with(qtbot, "New classes")
@@ -663,8 +663,9 @@ def test_which_study_next_and_what_class_each_is_of(panel, view, qtbot, tmp_path
     assert panel.project.study("less").group == "LGG"
     assert "2 of 3" in panel.status.text()
     (tmp_path / "grades.tsv").write_text("participant_id\tage\tgrade\nsub-less\t40\tII\n")
-    for answer, group in ((("age", False), "LGG"), (("grade", True), "II")):
-        monkeypatch.setattr(QInputDialog, "getItem", lambda *_, answer=answer: answer)
+    offered = ["age  –  40", "grade  –  II"]
+    for answer, group in (((offered[0], False), "LGG"), ((offered[1], True), "II")):
+        monkeypatch.setattr(QInputDialog, "getItem", lambda *said, answer=answer: said[3] == offered and answer)
         part.import_classes(tmp_path / "grades.tsv")
         assert panel.project.study("less").group == group
     assert "grade of grades.tsv" in panel.status.text()
@@ -904,7 +905,7 @@ def test_labels_without_names_are_asked_about(panel, viewer, qtbot, monkeypatch,
     panel.begin.setCurrentIndex(panel.begin.findText(f"Begin with {layer.name}"))
     asked = answer_with(qtbot, answer)
     qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
-    assert "1 = Background" in asked[0]
+    assert asked[0].startswith("1:  Background in this project")
     if answer == "Cancel":
         assert panel.project.studies == ()
         assert "Nothing was added" in panel.status.text()

@@ -19,6 +19,9 @@ from napari_brainmvp.study import LabelMap, Study
 
 __all__ = ["LabelSource", "enter"]
 
+_MOST = 8
+"""Values that a question lists."""
+
 
 class LabelSource(QComboBox):
     """A choice among a viewer's Labels layers; at first none of them, whatever is selected in the viewer.
@@ -165,18 +168,18 @@ def _are_new(layer: str, taken: dict[int, str], known: dict[int, str], parent: Q
     box = QMessageBox(parent)
     box.setIcon(QMessageBox.Icon.Question)
     box.setText(f"What are the values of {layer}?")
-    here = ", ".join(f"{v} = {known[v]}" for v in taken)
-    there = ", ".join(f"{v} = {name}" for v, name in taken.items() if name)
-    same = None
-    if there:
-        box.setInformativeText(
-            f"In the layer: {there}. In this project: {here}. As new classes they get numbers that are free; what has "
-            "the same name in both stays one class."
-        )
+    lines = [f"{v}:  {f'{name} in the layer, ' * bool(name)}{known[v]} in this project" for v, name in taken.items()]
+    if len(lines) > _MOST:
+        lines[_MOST:] = [f"and {len(lines) - _MOST} more"]
+    note, same = "As new classes they get numbers that are free.", None
+    if any(taken.values()):
+        note += " What has the same name in both stays one class."
     else:
-        box.setInformativeText(f"The layer does not say. In this project: {here}.")
+        note = f"The layer does not say what they mean there. {note}"
         same = box.addButton("The project's classes", QMessageBox.ButtonRole.AcceptRole)
+    box.setInformativeText("\n".join([*lines, "", note]))
     other = box.addButton("New classes", QMessageBox.ButtonRole.NoRole if same else QMessageBox.ButtonRole.AcceptRole)
+    box.setDefaultButton(other)  # which mixes up nothing
     box.addButton(QMessageBox.StandardButton.Cancel)
     box.exec()
     if box.clickedButton() is other:

@@ -27,6 +27,7 @@ from napari_brainmvp.annotation.participants import (
     export_participants,
     import_participants,
     mixed_subjects,
+    title_of,
 )
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import BrainMVPError
@@ -39,6 +40,8 @@ from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 __all__ = ["ProjectStudies"]
 
 _NO_CLASS = "no class"
+_LONG = 24
+"""Letters of a name that fit a menu."""
 _TABLES = "Tables (*.tsv)"
 
 
@@ -77,6 +80,7 @@ class ProjectStudies(QWidget):
             "Order the studies nobody has painted on: first those on which the prediction is undecided, and that are "
             "like others on which it is. Every study is read once, which takes a while (Alt+X)."
         )
+        self.rank.setMinimumWidth(104)  # the text has room to its sides
         for box in (self.studies, self.group):  # a long name shall not widen the panel
             box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             box.setMinimumContentsLength(8)
@@ -138,7 +142,8 @@ class ProjectStudies(QWidget):
         name, project = self.studies.currentData(), self._project
         allowed = project is not None and not project.read_only and self._work is None  # an export names them all
         self.remove.setEnabled(bool(name) and allowed)
-        self.remove.setText(f"Remove {name} from the project…" if name else "Remove a study…")
+        short = name if len(name or "") <= _LONG else f"{name[:_LONG]}…"
+        self.remove.setText(f"Remove {short} from the project…" if name else "Remove a study…")
 
     def _ask_to_remove(self) -> None:
         name = self.studies.currentData()
@@ -172,13 +177,15 @@ class ProjectStudies(QWidget):
         """Read all studies' classes from a ``participants.tsv``; ask for the column where it is open."""
         project = self._project
         assert project is not None
-        columns, _ = read_table(path)
+        columns, rows = read_table(path)
         column, others = class_column(project, columns), [c for c in columns if c != "participant_id"]
         if not column and others:
             question = f"Which column of {path.name} holds the class?"
-            column, said = QInputDialog.getItem(self, "Classes of the studies", question, others, 0, False)
+            shown = {title_of(c, rows): c for c in others}
+            chosen, said = QInputDialog.getItem(self, "Classes of the studies", question, list(shown), 0, False)
             if not said:
                 return
+            column = shown[chosen]
         count = import_participants(project, path, column)
         self.show_project(project, self._current)
         said_by = f"the column {project.class_column} of {path.name}"
