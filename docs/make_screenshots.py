@@ -17,6 +17,7 @@ import numpy as np
 from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_brainmvp.cli.synthesising import write_study
+from napari_brainmvp.jobs import list_jobs, stop_job
 from napari_brainmvp.models import import_model
 from napari_brainmvp.synthesis import SynthesisSpec, make_study
 from napari_brainmvp.training.finetuning import FinetuneSpec, finetune
@@ -157,25 +158,8 @@ def reconstruction() -> None:
 def annotation() -> None:
     """Annotate the glioma sample: two strokes and what they predict, then a correction and the uncertainty."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"BRAINMVP_HOME": folder}):
-        viewer = napari.Viewer(title="napari", show=True)
-        viewer.window.resize(1390, 980)
-        _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
-        viewer.open_sample("napari-brainmvp", "glioma")
+        viewer, widget, lesion, k = _two_strokes(Path(folder) / "project")
         panel = widget.annotate
-        widget.tabs.setCurrentIndex([widget.tabs.tabText(k) for k in range(widget.tabs.count())].index("Annotate"))
-        panel.create_project(Path(folder) / "project")
-        viewer.layers.selection = {viewer.layers["FLAIR"]}
-        panel.annotate()
-        while panel.view.probe.predictor is None:
-            settle(0.2)
-        lesion = viewer.layers["Truth"].data >= 4
-        k = int(lesion.sum((1, 2)).argmax())
-        viewer.dims.set_point(0, panel.view.layer.data_to_world((k, 0, 0))[0])
-        _draw(panel, k, 1, np.argwhere(lesion[k]))
-        _draw(panel, k, 0, np.argwhere(viewer.layers["Truth"].data[k] == 3))
-        while panel.view.probe.busy:
-            settle(0.2)
-        settle(1)
         viewer.screenshot(str(OUT / "annotate_strokes.png"), canvas_only=False, flash=False)
         for _ in range(3):
             wrong = lesion[k] & (viewer.layers["Prediction"].data[k] == 1)
@@ -188,6 +172,50 @@ def annotation() -> None:
         settle(1)
         viewer.screenshot(str(OUT / "annotate_corrected.png"), canvas_only=False, flash=False)
         viewer.close()
+
+
+def fine_tuning() -> None:
+    """Fine-tune on the two strokes from the panel, and photograph the job on its way."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"BRAINMVP_HOME": folder}):
+        viewer, widget, _, _ = _two_strokes(Path(folder) / "project")
+        row = widget.annotate.finetune
+        while "about" not in row.preset.currentText():
+            settle(0.5)
+        row.button.click()
+        while not any(job.state == "running" and job.fraction > 0.05 for job in list_jobs()):
+            settle(1)
+        widget.tabs.currentWidget().ensureWidgetVisible(row)
+        settle(2)
+        viewer.screenshot(str(OUT / "annotate_finetune.png"), canvas_only=False, flash=False)
+        for job in list_jobs():
+            stop_job(job.name)
+        while any(job.state.active for job in list_jobs()):  # it writes into the folder
+            settle(0.5)
+        viewer.close()
+
+
+def _two_strokes(project: Path) -> tuple[napari.Viewer, QWidget, np.ndarray, int]:
+    """Open the glioma sample and paint a stroke of each class; return the lesion (z, y, x), and the slice, as well."""
+    viewer = napari.Viewer(title="napari", show=True)
+    viewer.window.resize(1390, 980)
+    _, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
+    viewer.open_sample("napari-brainmvp", "glioma")
+    panel = widget.annotate
+    widget.tabs.setCurrentIndex([widget.tabs.tabText(k) for k in range(widget.tabs.count())].index("Annotate"))
+    panel.create_project(project)
+    viewer.layers.selection = {viewer.layers["FLAIR"]}
+    panel.annotate()
+    while panel.view.probe.predictor is None:
+        settle(0.2)
+    lesion = viewer.layers["Truth"].data >= 4
+    k = int(lesion.sum((1, 2)).argmax())
+    viewer.dims.set_point(0, panel.view.layer.data_to_world((k, 0, 0))[0])
+    _draw(panel, k, 1, np.argwhere(lesion[k]))
+    _draw(panel, k, 0, np.argwhere(viewer.layers["Truth"].data[k] == 3))
+    while panel.view.probe.busy:
+        settle(0.2)
+    settle(1)
+    return viewer, widget, lesion, k
 
 
 def _draw(panel: QWidget, k: int, row: int, pixels: np.ndarray) -> None:
@@ -209,7 +237,7 @@ def _draw(panel: QWidget, k: int, row: int, pixels: np.ndarray) -> None:
 
 def main() -> None:
     """Make those that are named, or all."""
-    makers = (segmentation, annotation, reconstruction, train_form, train_running)
+    makers = (segmentation, annotation, fine_tuning, reconstruction, train_form, train_running)
     for maker in makers:
         if maker.__name__ in sys.argv[1:] or not sys.argv[1:]:
             maker()

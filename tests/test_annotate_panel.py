@@ -384,7 +384,7 @@ def test_a_segmentation_whose_numbers_are_taken_becomes_new_classes(panel, viewe
     panel.begin.setCurrentIndex(panel.begin.findText(begin_with))
     asked = answer_with(qtbot, "Cancel")
     qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
-    assert "1 = CSF, 2 = Grey matter. In this project: 1 = Background, 2 = Lesion" in asked[0]
+    assert "1:  CSF in the layer, Background in this project\n2:  Grey matter in the layer, Lesion in" in asked[0]
     assert panel.project.studies == ()
     assert "Nothing was added" in panel.status.text()
     answer_with(qtbot, "New classes")
@@ -479,6 +479,37 @@ def test_regions_said_in_the_panel_are_the_project_s(panel, qtbot, tmp_path):
     assert panel.classes.learned.isVisible()
 
 
+def test_a_class_leaves_the_project_unless_it_is_painted(panel, view, viewer, qtbot, monkeypatch):
+    seen = []
+    monkeypatch.setattr("napari.utils.notifications.notification_manager.dispatch", seen.append)
+    table, remove = panel.classes, panel.classes.remove
+    qtbot.mouseClick(table.add, Qt.MouseButton.LeftButton)
+    table.choose(0)
+    assert not remove.isEnabled()  # the background
+    stroke(panel, qtbot, 2)
+    stroke(panel, qtbot, 1)
+    panel.classes.choose(2)
+    view.layer.paint((MIDDLE, 20, 20), 3)
+    view.layer.events.paint(value=[])
+    qtbot.mouseClick(remove, Qt.MouseButton.LeftButton)
+    assert "Class 3 is painted on case: erase it there" in panel.status.text()
+    assert len(panel.project.classes) == 3
+    qtbot.mouseClick(panel.tools["undo"], Qt.MouseButton.LeftButton)
+    panel.keep.activateWindow()
+    qtbot.waitUntil(panel.keep.isActiveWindow, timeout=10_000)
+    table.table.setFocus()
+    qtbot.keyClick(table.table, Qt.Key.Key_Delete)
+    qtbot.waitUntil(lambda: [c.value for c in panel.project.classes] == [1, 2], timeout=5_000)
+    assert view.layer.selected_label == table.value() == 2
+    qtbot.mouseClick(table.add, Qt.MouseButton.LeftButton)
+    assert [c.value for c in panel.project.classes] == [1, 2, 4]  # 3 is not another class's
+    qtbot.mouseClick(panel.tools["redo"], Qt.MouseButton.LeftButton)
+    assert [c.name for c in panel.project.classes] == ["Background", "Lesion", "Class 4", "Class 3"]
+    assert view.layer.selected_label == 2
+    assert set(listed(panel)) == {1, 2, 3, 4}
+    assert seen[0].message == seen[-1].message  # the refusal, and no other
+
+
 def test_opening_the_project_again_restores_the_strokes(panel, view, viewer, qtbot, tmp_path):
     both(panel, qtbot)
     saved = native(view.layer).copy()
@@ -513,6 +544,44 @@ def choose_study(panel, name: str) -> None:
     studies = panel.studies.studies
     studies.setCurrentIndex(studies.findData(name))
     studies.activated.emit(studies.currentIndex())
+
+
+def test_a_study_leaves_the_project_and_comes_back_with_its_strokes(panel, view, viewer, qtbot, tmp_path):
+    stroke(panel, qtbot, 2)
+    saved = native(view.layer).copy()
+    panel.project.add_study(replace(lesion_study(tmp_path, "next", 5), labels=None))
+    panel.studies.show_project(panel.project, "case")
+    listed_studies = panel.studies.studies
+    for answer, left in (("Cancel", ["case", "next"]), ("Remove", ["next"])):
+        panel.keep.activateWindow()
+        qtbot.waitUntil(panel.keep.isActiveWindow, timeout=10_000)
+        listed_studies.setFocus()
+        asked = answer_with(qtbot, answer)
+        with qtbot.waitSignal(panel.studies.remove.triggered, timeout=5_000):  # once it is answered
+            qtbot.keyClick(listed_studies, Qt.Key.Key_Delete)
+        assert "strokes stay on the disk" in asked[0]
+        assert [s.name for s in panel.project.studies] == left
+    assert panel.view is None
+    assert not panel.tools["undo"].isEnabled()
+    assert [layer.name for layer in viewer.layers] == ["T1", "FLAIR"]
+    assert listed_studies.findData("case") == -1
+    assert not panel.studies.remove.isEnabled()  # none is chosen
+    shown_labels(viewer, truth().astype(np.int32))
+    panel.begin.setCurrentIndex(1)  # not asked what they mean: there are strokes
+    begin(panel, qtbot)
+    assert [s.name for s in panel.project.studies] == ["next", "case"]
+    np.testing.assert_array_equal(native(panel.view.layer), saved)
+    shutil.rmtree(tmp_path / "next")
+    choose_study(panel, "next")  # which cannot be opened
+    answer_with(qtbot, "Remove")
+    panel.studies.remove.trigger()
+    assert panel.view.name == "case"
+    assert [s.name for s in panel.project.studies] == ["case"]
+    panel.view.layer.scale = (2, 1, 1)  # what cannot be saved is not let go
+    answer_with(qtbot, "Remove")
+    panel.studies.remove.trigger()
+    assert "was moved" in panel.status.text()
+    assert [s.name for s in panel.project.studies] == ["case"]
 
 
 def test_choosing_a_study_removes_the_scans_of_the_last_one_and_no_others(panel, viewer, qtbot, tmp_path):
@@ -594,8 +663,9 @@ def test_which_study_next_and_what_class_each_is_of(panel, view, qtbot, tmp_path
     assert panel.project.study("less").group == "LGG"
     assert "2 of 3" in panel.status.text()
     (tmp_path / "grades.tsv").write_text("participant_id\tage\tgrade\nsub-less\t40\tII\n")
-    for answer, group in ((("age", False), "LGG"), (("grade", True), "II")):
-        monkeypatch.setattr(QInputDialog, "getItem", lambda *_, answer=answer: answer)
+    offered = ["age  –  40", "grade  –  II"]
+    for answer, group in (((offered[0], False), "LGG"), ((offered[1], True), "II")):
+        monkeypatch.setattr(QInputDialog, "getItem", lambda *said, answer=answer: said[3] == offered and answer)
         part.import_classes(tmp_path / "grades.tsv")
         assert panel.project.study("less").group == group
     assert "grade of grades.tsv" in panel.status.text()
@@ -802,6 +872,11 @@ def test_a_second_window_is_told_and_cannot_paint(panel, view, make_napari_viewe
     begin(second.annotate, qtbot)
     assert not second.annotate.view.layer.editable
     assert not second.annotate.tools["undo"].isEnabled()
+    assert not second.annotate.studies.remove.isEnabled()
+    second.annotate.classes.choose(1)
+    assert not second.annotate.classes.remove.isEnabled()
+    panel.studies.removed.emit("case")  # nobody's strokes are lost by that, wherever they are looked at
+    assert second.annotate.view.name == "case"
     second.annotate.abandon()
 
 
@@ -830,7 +905,7 @@ def test_labels_without_names_are_asked_about(panel, viewer, qtbot, monkeypatch,
     panel.begin.setCurrentIndex(panel.begin.findText(f"Begin with {layer.name}"))
     asked = answer_with(qtbot, answer)
     qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
-    assert "1 = Background" in asked[0]
+    assert asked[0].startswith("1:  Background in this project")
     if answer == "Cancel":
         assert panel.project.studies == ()
         assert "Nothing was added" in panel.status.text()

@@ -42,7 +42,7 @@ from napari_brainmvp.annotation.ranking import (
 )
 from napari_brainmvp.annotation.store import FeatureStore
 from napari_brainmvp.annotation.surroundings import measure_with_scipy, measure_with_torch
-from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
+from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, LockedError, StudyError
 from napari_brainmvp.io import class_of, find_studies, read_label_map, read_participants, read_study
 from napari_brainmvp.models import Label, find_model, load_model, name_digest
 from napari_brainmvp.preparation import prepare
@@ -696,6 +696,70 @@ def test_a_project_restores_everything(project, tmp_path):
     assert again.find(study) == again.study(reference.name)
     assert again.find(lesion_study(tmp_path, "case-2")) is None
     again.close()
+
+
+@pytest.mark.parametrize("in_files", [True, False])
+def test_a_study_that_was_removed_comes_back_with_its_strokes(project, tmp_path, in_files):
+    study = replace(lesion_study(tmp_path if in_files else None, "case"), labels=None)
+    twin = replace(lesion_study(None if in_files else tmp_path, "case", 3), labels=None)
+    project.add_study(study)
+    project.set_groups({"case": "glioma"})
+    project.labels("case").record(strokes())
+    project.remove_study("case")
+    assert (project.studies, project.painted_on(), project.find(study)) == ((), [], None)
+    with pytest.raises(StudyError, match="no study 'case'"):
+        project.remove_study("case")
+    project.close()
+    again = AnnotationProject.open(tmp_path / "project")
+    second = AnnotationProject.open(tmp_path / "project")  # which may only look
+    assert again.add_study(twin).name == "case-2"  # another study of this name has no part in the strokes
+    assert not again.labels("case-2").labels.any()
+    with pytest.raises(LockedError):
+        second.add_study(study)
+    back = again.add_study(replace(study, labels=lesion_study().labels))
+    assert (back.name, back.group, again.removed) == ("case", "glioma", ())
+    np.testing.assert_array_equal(again.labels("case").labels, strokes())
+    assert again.labels("case").undo()
+    assert again.painted_on() == []
+    again.close()
+
+
+def test_a_class_leaves_where_nothing_is_painted_with_it(project, tmp_path):
+    core = LabelClass(value=3, name="Core", color="#112233")
+    project.set_classes((*default_classes(), core))
+    for name in ("one", "two"):
+        project.add_study(replace(lesion_study(tmp_path, name), labels=None))
+    labels = project.labels("two")
+    labels.record(strokes())
+    labels.record(np.where(strokes() == 2, 3, strokes()))
+    project.remove_study("two")
+    project.close()
+    again = AnnotationProject.open(tmp_path / "project")
+    for value, words in (
+        (1, "background"),
+        (3, r"Core is painted on two \(removed from the project\)"),
+        (9, "no class"),
+    ):
+        with pytest.raises(StudyError, match=words):
+            again.remove_class(value)
+    again.add_study(lesion_study(tmp_path, "two"))
+    with pytest.raises(StudyError, match="Core is painted on two: erase it there"):
+        again.remove_class(3)
+    labels = again.labels("two")
+    assert labels.undo()
+    again.set_regions({"whole": (2, 3)})
+    with pytest.raises(StudyError, match="part of the region whole"):
+        again.remove_class(3)
+    again.set_regions({})
+    again.remove_class(3)
+    assert (again.classes, again.removed_classes) == (default_classes(), (core,))
+    again.close()
+    last = AnnotationProject.open(tmp_path / "project")
+    assert last.labels("two").redo()  # what was undone is painted with it
+    assert last.labels("two").written == {3}
+    last.know_values(last.labels("two").written)
+    assert (last.classes, last.removed_classes) == ((*default_classes(), core), ())
+    last.close()
 
 
 def test_labels_that_come_with_a_study_are_kept_as_they_are(project):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -17,6 +18,7 @@ __all__ = [
     "ProjectContent",
     "StudyReference",
     "check_classes",
+    "classes_of",
     "default_classes",
 ]
 
@@ -102,10 +104,14 @@ class ProjectContent(BaseModel):
     ----------
     version : int
     classes : tuple of LabelClass
+    removed_classes : tuple of LabelClass
+        Classes that were removed: nobody else gets their numbers, and a stroke that is undone can bring them back.
     regions : dict of str to tuple of int
         Class values that make up each region, see :mod:`~napari_brainmvp.annotation.regions`; empty where the classes
         exclude each other, as in files that are older than regions.
     studies : tuple of StudyReference
+    removed : tuple of StudyReference
+        Studies that were taken off the list, to be found again with their strokes.
     class_column : str
         What tables call the studies' classes: the column that they were read from last.
     identity : str
@@ -116,8 +122,10 @@ class ProjectContent(BaseModel):
 
     version: int = 1
     classes: tuple[LabelClass, ...]
+    removed_classes: tuple[LabelClass, ...] = ()
     regions: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     studies: tuple[StudyReference, ...] = ()
+    removed: tuple[StudyReference, ...] = ()
     class_column: str = Field(CLASS_COLUMN, min_length=1)
     identity: str = Field("", pattern=r"^[0-9a-f]*$")
 
@@ -128,6 +136,20 @@ def default_classes() -> tuple[LabelClass, ...]:
         LabelClass(value=1, name="Background", color=_BACKGROUND_COLOR, background=True),
         LabelClass(value=2, name="Lesion", color=CLASS_COLORS[0]),
     )
+
+
+def classes_of(
+    values: Iterable[int], classes: tuple[LabelClass, ...], removed: Iterable[LabelClass]
+) -> tuple[LabelClass, ...]:
+    """Make a class for every label value that has none: the one that was removed, if there was one, else a new one."""
+    known, names, gone = {c.value for c in classes}, {c.name for c in classes}, {c.value: c for c in removed}
+    made: list[LabelClass] = []
+    for value in sorted({v for v in values if v != 0} - known):
+        back = gone.get(value)
+        color = back.color if back else CLASS_COLORS[(len(classes) + len(made)) % len(CLASS_COLORS)]
+        name = back.name if back and back.name not in names else f"Label {value}"
+        made.append(LabelClass(value=value, name=name, color=color))
+    return tuple(made)
 
 
 def check_classes(classes: tuple[LabelClass, ...]) -> tuple[LabelClass, ...]:

@@ -46,6 +46,8 @@ class LabelHistory:
     def __init__(self, folder: Path, shape: tuple[int, int, int], allowed: Callable[[], None] | None = None) -> None:
         self._folder, self._shape, self._allowed = folder, shape, allowed or _always
         self.labels: NDArray[np.int64] = np.zeros(shape, np.int64)
+        self.written: frozenset[int] = frozenset()
+        """The label values that the last call of :meth:`record`, :meth:`undo` or :meth:`redo` wrote, 0 left out."""
         self._snapshot = self._head = self._newest = 0
         self._load()
 
@@ -98,7 +100,7 @@ class LabelHistory:
             self._path("stroke", number).unlink(missing_ok=True)
         self._save(self._path("stroke", self._head + 1), where=where, before=before, after=after)
         self._head = self._newest = self._head + 1
-        self.labels[index] = after
+        self._put(where, after)
         self._write_state()
         if self._head - self._snapshot >= _EVERY:
             self.compact()
@@ -110,7 +112,7 @@ class LabelHistory:
             return False
         self._allowed()
         where, before, _ = self._stroke(self._head)
-        self.labels[np.unravel_index(where, self._shape)] = before
+        self._put(where, before)
         self._head -= 1
         if self._head < self._snapshot:
             self.compact()
@@ -123,7 +125,7 @@ class LabelHistory:
             return False
         self._allowed()
         where, _, after = self._stroke(self._head + 1)
-        self.labels[np.unravel_index(where, self._shape)] = after
+        self._put(where, after)
         self._head += 1
         self._write_state()
         return True
@@ -141,6 +143,10 @@ class LabelHistory:
         for path in self._folder.glob("stroke-*.npz"):
             if int(path.stem.split("-")[1]) <= self._head - _KEPT:
                 path.unlink(missing_ok=True)
+
+    def _put(self, where: NDArray[np.int64], values: NDArray[np.int64]) -> None:
+        self.labels[np.unravel_index(where, self._shape)] = values
+        self.written = frozenset(int(v) for v in np.unique(values) if v)
 
     def _load(self) -> None:
         path = self._folder / "state.json"

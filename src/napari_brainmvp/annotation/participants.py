@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from napari_brainmvp.annotation.content import CLASS_COLUMN, StudyReference
@@ -20,10 +20,13 @@ __all__ = [
     "import_participants",
     "mixed_subjects",
     "subject_labels",
+    "title_of",
     "write_participants",
 ]
 
 _ID = "participant_id"
+_LONG = 24
+"""Letters of a value that tell enough of it."""
 
 
 def class_column(project: AnnotationProject, columns: Sequence[str]) -> str:
@@ -34,6 +37,18 @@ def class_column(project: AnnotationProject, columns: Sequence[str]) -> str:
     """
     known = (c for c in (project.class_column, CLASS_COLUMN) if c in columns)
     return next(known, "") or likely_column(columns)
+
+
+def title_of(column: str, rows: Sequence[Mapping[str, str]]) -> str:
+    """Name a column of a table together with the first values in it, by which one knows it.
+
+    Examples
+    --------
+    >>> title_of("grade", [{"grade": "II"}, {"grade": ""}, {"grade": "IV"}])
+    'grade  –  II, IV'
+    """
+    values = list(dict.fromkeys(row[column][:_LONG] for row in rows if row[column]))
+    return f"{column}  –  {', '.join(values[:3])}{', …' * (len(values) > 3)}" if values else column
 
 
 def import_participants(project: AnnotationProject, path: Path, column: str = "") -> int:

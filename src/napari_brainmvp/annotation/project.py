@@ -11,19 +11,21 @@ from uuid import uuid4
 import numpy as np
 
 from napari_brainmvp.annotation.content import (
-    CLASS_COLORS,
     LabelClass,
     ProjectContent,
     StudyReference,
     check_classes,
+    classes_of,
     default_classes,
 )
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.lock import ProjectLock
 from napari_brainmvp.annotation.project_file import free_name, read_content, study_name, write_content
+from napari_brainmvp.annotation.references import find_reference, make_reference, named, scan_paths
 from napari_brainmvp.annotation.regions import Regions, check_regions
+from napari_brainmvp.annotation.removal import leaving_class
 from napari_brainmvp.errors import FileError, LockedError, StudyError
-from napari_brainmvp.io import read_scan, read_study, write_image
+from napari_brainmvp.io import read_study
 from napari_brainmvp.io.participants import is_missing
 from napari_brainmvp.study import Study
 
@@ -103,6 +105,11 @@ class AnnotationProject:
         return self._content.classes
 
     @property
+    def removed_classes(self) -> tuple[LabelClass, ...]:
+        """Classes that were removed, whose numbers no other class shall have."""
+        return self._content.removed_classes
+
+    @property
     def regions(self) -> Regions:
         """The regions that are learned in place of the classes; empty where classes exclude each other."""
         return self._content.regions
@@ -116,6 +123,11 @@ class AnnotationProject:
     def studies(self) -> tuple[StudyReference, ...]:
         """The studies, in the order in which they were added."""
         return self._content.studies
+
+    @property
+    def removed(self) -> tuple[StudyReference, ...]:
+        """What was taken off the list of studies: nobody else gets their names, beneath which their strokes are."""
+        return self._content.removed
 
     @property
     def class_column(self) -> str:
@@ -144,34 +156,17 @@ class AnnotationProject:
         StudyError
             There is none of this name.
         """
-        for reference in self.studies:
-            if reference.name == name:
-                return reference
-        known = ", ".join(s.name for s in self.studies) or "none"
-        raise StudyError(f"The project has no study {name!r}. There are: {known}.")
+        return named(name, self.studies)
 
-    def find(self, study: Study) -> StudyReference | None:
-        """Find the reference of an opened study: by its files, or by its content where it came from none."""
-        paths = {scan.path.resolve() for scan in study.scans.values() if scan.path is not None}
-        for reference in self.studies:
-            files = {self._resolved(p) for p in reference.scans.values()}
-            if reference.grid.same_as(study.grid) and (paths & files or (not paths and self._holds(reference, study))):
-                return reference
-        return None
-
-    def _holds(self, reference: StudyReference, study: Study) -> bool:
-        """Tell whether the project's own copy of a study has the same voxels."""
-        path = self._resolved(reference.scans.get(study.reference, ""))
-        if not path.is_file() or not path.is_relative_to(self.folder):
-            return False
-        scan = study.scans[study.reference]
-        kept, _ = read_scan(path, scan.modality)
-        return kept.data.shape == scan.data.shape and bool(np.array_equal(kept.data, scan.data))
+    def find(self, study: Study, removed: bool = False) -> StudyReference | None:
+        """Find an opened study by its files, or its content where it came from none; or among those removed."""
+        return find_reference(study, self.removed if removed else self.studies, self.folder)
 
     def add_study(self, study: Study) -> StudyReference:
         """Add a study by reference; scans that are in no file yet are written into the project.
 
-        The labels that came with the study become its first stroke.
+        The labels that came with the study become its first stroke. One that was removed comes back as it was, with
+        its own name, class and strokes; labels that come with it count only where it has no stroke.
 
         Raises
         ------
@@ -179,26 +174,30 @@ class AnnotationProject:
             The project is open elsewhere, or cannot be written.
         """
         self._writable()
-        name = free_name(study_name(study.name), (s.name for s in self.studies))
-        scans = {}
-        for key, scan in study.scans.items():
-            path = scan.path
-            if path is None or not path.exists():
-                said = scan.title if scan.imputed else ""  # read back as imputed, then
-                path = self.folder / "scans" / name / f"{name}_{key}.nii.gz"
-                path = write_image(path, scan.data, scan.grid, description=said)
-            path = path.resolve()
-            inside = path.is_relative_to(self.folder)
-            scans[key] = path.relative_to(self.folder).as_posix() if inside else str(path)
-        affine = tuple(tuple(float(v) for v in row) for row in study.grid.affine)
-        reference = StudyReference(
-            name=name, scans=scans, reference=study.reference, shape=study.grid.shape, affine=affine
-        )
-        self._update(studies=(*self.studies, reference))
-        if study.labels is not None and study.labels.grid.same_as(study.grid):
+        back = reference = self.find(study, removed=True)
+        if reference is None:
+            name = free_name(study_name(study.name), (s.name for s in (*self.studies, *self.removed)))
+            reference = make_reference(study, name, self.folder)
+        removed = tuple(s for s in self.removed if s is not back)
+        self._update(studies=(*self.studies, reference), removed=removed)
+        labels = self.labels(reference.name)
+        if study.labels is not None and study.labels.grid.same_as(study.grid) and not labels.stroke:
             self.know_values(int(v) for v in np.unique(study.labels.data))
-            self.labels(name).record(study.labels.data)
+            labels.record(study.labels.data)
         return reference
+
+    def remove_study(self, name: str) -> None:
+        """Take a study off the list; its strokes and scans stay on the disk, and come back when it is added again.
+
+        Raises
+        ------
+        StudyError
+            The project has no study of this name.
+        FileError
+            The project is open elsewhere, or cannot be written.
+        """
+        gone = self.study(name)
+        self._update(studies=tuple(s for s in self.studies if s is not gone), removed=(*self.removed, gone))
 
     def read(self, name: str) -> Study:
         """Read a study's scans.
@@ -211,7 +210,7 @@ class AnnotationProject:
             It lies on another grid than when it was added.
         """
         reference = self.study(name)
-        paths = {key: self._resolved(path) for key, path in reference.scans.items()}
+        paths = scan_paths(reference, self.folder)
         study = read_study(
             tuple(paths.values()), modalities=dict(paths), reference=reference.reference, name=reference.name
         )
@@ -220,7 +219,7 @@ class AnnotationProject:
         return study
 
     def labels(self, name: str) -> LabelHistory:
-        """Return the labels of a study, with their history: the same object for everybody, in any thread.
+        """Return the labels of a study, also a removed one, with their history: one object for all, in any thread.
 
         Raises
         ------
@@ -229,8 +228,8 @@ class AnnotationProject:
         """
         with self._loading:
             if name not in self._histories:
-                folder, shape = self.folder / "labels" / name, self.study(name).shape
-                self._histories[name] = LabelHistory(folder, shape, self._writable)
+                shape = named(name, (*self.studies, *self.removed)).shape
+                self._histories[name] = LabelHistory(self.folder / "labels" / name, shape, self._writable)
             return self._histories[name]
 
     def painted_on(self) -> list[str]:
@@ -251,7 +250,8 @@ class AnnotationProject:
             The project is open elsewhere, or cannot be written.
         """
         check_regions(self.regions.items(), check_classes(classes))
-        self._update(classes=classes)
+        back = {c.value for c in classes}
+        self._update(classes=classes, removed_classes=tuple(c for c in self.removed_classes if c.value not in back))
 
     def set_regions(self, regions: Mapping[str, Iterable[int]]) -> None:
         """Say which unions of classes shall be learned, larger ones first; none for the classes themselves.
@@ -266,16 +266,21 @@ class AnnotationProject:
         self._update(regions=check_regions(regions.items(), self.classes))
 
     def know_values(self, values: Iterable[int]) -> None:
-        """Add a class for every label value that has none yet; values are kept as they are."""
-        known = {c.value for c in self.classes}
-        new = [v for v in sorted(set(values)) if v != 0 and v not in known]
-        if new:
-            start = len(self.classes)
-            added = (
-                LabelClass(value=v, name=f"Label {v}", color=CLASS_COLORS[(start + k) % len(CLASS_COLORS)])
-                for k, v in enumerate(new)
-            )
+        """Add a class for every label value that has none yet, or bring back the one that was removed."""
+        if added := classes_of(values, self.classes, self.removed_classes):
             self.set_classes((*self.classes, *added))
+
+    def remove_class(self, value: int) -> None:
+        """Take a class out of the project; its number stays its own: a stroke of it that is undone brings it back.
+
+        Raises
+        ------
+        StudyError
+            It is painted on a study, one that was removed among them, is the background, or part of a region.
+        """
+        gone = leaving_class(value, self._content, self.folder, self._histories)
+        classes = tuple(c for c in self.classes if c is not gone)
+        self._update(classes=classes, removed_classes=(*self.removed_classes, gone))
 
     def set_groups(self, groups: Mapping[str, str], column: str = "") -> None:
         """Say which class whole studies belong to.
@@ -297,9 +302,6 @@ class AnnotationProject:
             studies=tuple(s.model_copy(update={"group": said[s.name]}) if s.name in said else s for s in self.studies),
             class_column=column or self.class_column,
         )
-
-    def _resolved(self, path: str) -> Path:
-        return (self.folder / path).resolve()
 
     def _writable(self) -> None:
         if not self._lock.held or not self._lock.still_held():

@@ -17,7 +17,7 @@ from napari_brainmvp.io import write_text_atomic
 __all__ = ["free_name", "read_content", "session_free", "study_name", "write_content"]
 
 _FILE = "project.json"
-_UNUSED = {"regions": {}, "class_column": CLASS_COLUMN, "identity": ""}
+_UNUSED = {"regions": {}, "removed": (), "removed_classes": (), "class_column": CLASS_COLUMN, "identity": ""}
 """What is not written: versions that are older than these fields read a project that has no use for them."""
 
 

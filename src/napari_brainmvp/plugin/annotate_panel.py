@@ -11,16 +11,17 @@ from qtpy.QtCore import Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QShortcut, QVBoxLayout, QWidget
 
-from napari_brainmvp.annotation.content import LabelClass, StudyReference
+from napari_brainmvp.annotation.content import StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
-from napari_brainmvp.annotation.regions import Regions
 from napari_brainmvp.errors import BrainMVPError, Cancelled
 from napari_brainmvp.plugin.annotation_tools import AnnotationTools, key_list
 from napari_brainmvp.plugin.annotation_view import AnnotationView
+from napari_brainmvp.plugin.class_edits import ClassEdits
 from napari_brainmvp.plugin.class_table import ClassTable
 from napari_brainmvp.plugin.finetune_row import FinetuneRow
-from napari_brainmvp.plugin.layers import Frame, is_imputed, layer_path, study_layers, upright_frame
+from napari_brainmvp.plugin.layers import Frame
 from napari_brainmvp.plugin.new_study import LabelSource, enter
+from napari_brainmvp.plugin.place import put_in_place
 from napari_brainmvp.plugin.progress_row import ProgressRow
 from napari_brainmvp.plugin.project_studies import ProjectStudies
 from napari_brainmvp.plugin.study_panel import StudyPanel
@@ -31,7 +32,7 @@ from napari_brainmvp.study import Study
 __all__ = ["AnnotatePanel"]
 
 
-class AnnotatePanel(QWidget):
+class AnnotatePanel(ClassEdits, QWidget):
     """Annotate the study of a Study panel in a project.
 
     Parameters
@@ -88,6 +89,7 @@ class AnnotatePanel(QWidget):
         self.open.clicked.connect(lambda: self._ask(self.open_project))
         self.start.clicked.connect(lambda: self._try(self.annotate))
         self.studies.chosen.connect(lambda name: self._try(lambda: self._open_chosen(name)))
+        self.studies.removed.connect(lambda name: self._try(lambda: self._remove_study(name)))
         self.studies.said.connect(self.status.setText)
         self.studies.refused.connect(self._refused)
         for part in (self.studies, self.finetune):
@@ -95,6 +97,7 @@ class AnnotatePanel(QWidget):
         self.progress.stopped.connect(self._cancel)
         self.classes.edited.connect(lambda classes: self._try(lambda: self._edit_classes(classes)))
         self.classes.united.connect(lambda regions: self._try(lambda: self._unite_classes(regions)))
+        self.classes.removed.connect(lambda value: self._try(lambda: self._remove_class(value)))
         self.classes.chosen.connect(lambda value: self._tell("choose", value))
         self.toolbox.used.connect(self._tell)
         self.live.toggled.connect(lambda on: self._tell("set_live", on))
@@ -150,7 +153,7 @@ class AnnotatePanel(QWidget):
         reference = self.project.find(study)
         if reference is None:
             reference = enter(self.project, study, self.begin.currentData(), self)
-        elif study.reference in reference.scans:
+        if study.reference in reference.scans:
             study = study.with_modalities(tuple(reference.scans))
         layers = self._study.assigned_with_others()
         self._show(reference, study, self._study.frame())
@@ -182,55 +185,27 @@ class AnnotatePanel(QWidget):
         self.shown.emit()
 
     def _open_chosen(self, name: str) -> None:
-        """Open a study of the project in the viewer and annotate it.
-
-        The scans of the last one are removed, as the project knows where they are; all else is kept, hidden.
-        """
+        """Open a study of the project in the viewer, in place of the one that is annotated, and annotate it."""
         assert self.project is not None
         study = self.project.read(name)
-        leaving: list[Any] = []
         view, self.view = self.view, None
-        if view is not None:
-            view.close(keep=False)
-            scans = [layer for layer in self._scans if layer in self._viewer.layers]
-            leaving = [*view.layers, *(layer for layer in scans if not is_imputed(layer) or layer_path(layer))]
-            for layer in (layer for layer in scans if layer not in leaving):  # in no file of yours
-                layer.name = f"{layer.name} of {view.name}"
-        for layer in self._viewer.layers:
-            layer.visible = False
-        frame = upright_frame(study.grid)
-        layers = study_layers(study, frame)
-        added = [getattr(self._viewer, f"add_{kind}")(data, **options) for data, options, kind in layers]
-        for layer in leaving:  # last, so that the viewer is never empty in between
-            self._viewer.layers.remove(layer)
-        for layer, (_, options, _) in zip(added, layers, strict=True):
-            layer.name = options["name"]  # which the last study's scan may have had
+        self._scans, frame = put_in_place(self._viewer, study, view, self._scans)
         self._show(self.project.study(name), study, frame)
-        self._scans = added
 
-    def _know(self, value: int) -> None:
-        """Make a class of a value that was painted, and choose it."""
+    def _remove_study(self, name: str) -> None:
+        """Take a study off the project's list; the scans of the one that is open stay in the viewer, without labels."""
         assert self.project is not None
-        self.project.know_values([value])
+        view = self.view if self.view is not None and self.view.name == name else None
+        if view is not None:
+            view.save()
+        self.project.remove_study(name)
+        if view is not None:
+            self.view = None
+            view.remove()
+            self.progress.show_progress(Progress(""))
         self._refresh()
-        if self.view is not None:
-            self.view.recolor()
-        self.classes.choose(next(k for k, c in enumerate(self.project.classes) if c.value == value))
-
-    def _edit_classes(self, classes: tuple[LabelClass, ...]) -> None:
-        if self.project is None:
-            return
-        try:
-            self.project.set_classes(classes)
-        finally:
-            self._refresh()
-        if self.view is not None:
-            self.view.recolor()
-
-    def _unite_classes(self, regions: Regions) -> None:
-        if self.project is not None:
-            self.project.set_regions(regions)
-            self._refresh()
+        kept = f"Its strokes are in {self.project.folder / 'labels' / name}"
+        self.status.setText(f"{name} has left the project. {kept} and come back when you annotate it again.")
 
     def _tell(self, what: str, *values: object) -> None:
         """Tell the study that is being annotated, if one is."""
@@ -282,7 +257,7 @@ class AnnotatePanel(QWidget):
         if project is not None:
             note = "  –  read-only, open elsewhere" if project.read_only else ""
             self.title.setText(f"{project.folder}{note}")
-            self.classes.show_classes(project.classes, project.regions, not project.read_only)
+            self.classes.show_classes(project.classes, project.regions, not project.read_only, project.removed_classes)
         self._refresh_tools()
 
     def _refresh_tools(self) -> None:

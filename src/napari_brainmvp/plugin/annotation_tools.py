@@ -31,8 +31,10 @@ _SWITCHES = (
 _OTHERS = (
     "Alt+E: annotate this study",
     "Alt+X: which next?",
+    "Delete, in the list of studies: take the study off the project",
     "Alt+1 to Alt+9: choose a class",
     "Alt+K: add class",
+    "Delete, in the table of classes: remove the class",
     "Alt+O: regions",
     "Alt+M: fine-tune",
     "Alt+Q: probe or model?",

@@ -54,7 +54,7 @@ class AnnotationView(SliceTools):
     progressed = Signal(object)
     changed = Signal()
     unknown = Signal(int)
-    """A label value was painted that no class has."""
+    """A label value was painted, or brought back by undo or redo, that no class has."""
     picked = Signal(int)
     """Emits the label value that is painted from now on, whoever chose it."""
     closed = Signal()
@@ -174,11 +174,15 @@ class AnnotationView(SliceTools):
 
     def _stroke(self, changed: int) -> None:
         self.changed.emit()
-        value = int(self.layer.selected_label)
-        if value and all(c.value != value for c in self._project.classes):
-            self.unknown.emit(value)
+        self._know_written()
         if self._live and not self._taking:
             self.update_now()
+
+    def _know_written(self) -> None:
+        """Say which values were written, painted or undone, that no class has."""
+        assert self._painted is not None
+        for value in sorted(self._painted.history.written - {c.value for c in self._project.classes}):
+            self.unknown.emit(value)
 
     def _features_ready(self) -> None:
         self.progressed.emit(Progress(""))
@@ -212,15 +216,27 @@ class AnnotationView(SliceTools):
         """Do again what was taken back."""
         self._step(back=False)
 
+    def save(self) -> None:
+        """Save what is not yet.
+
+        Raises
+        ------
+        StudyError
+            The layer was moved: then nothing of it can be saved, nor shown.
+        """
+        native(self.layer)
+        if self._painted is not None:
+            self._painted.save()
+
     def _step(self, back: bool) -> None:
         assert self._painted is not None
-        native(self.layer)  # raises where the layer was moved and could not show what the history says
-        self._painted.save()
+        self.save()
         history = self._painted.history
         if not (history.undo() if back else history.redo()):
             self.said.emit("There is nothing to undo." if back else "There is nothing to redo.")
             return
         self._painted.show_history()
+        self._know_written()
         self.changed.emit()
         if self._live and not self._shown.model:
             self.update_now()

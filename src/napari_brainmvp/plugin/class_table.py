@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtGui import QColor
+from qtpy.QtGui import QColor, QKeySequence
 from qtpy.QtWidgets import (
     QColorDialog,
     QHBoxLayout,
     QHeaderView,
     QPushButton,
+    QShortcut,
     QTableWidget,
     QTableWidgetItem,
     QVBoxLayout,
@@ -22,6 +25,8 @@ from napari_brainmvp.plugin.style import quiet, swatch
 
 __all__ = ["ClassTable"]
 
+_REMOVE = "Take the chosen class out of the project, where it is painted on no study (Delete, with the table in focus)"
+_KEPT = "The background class stays: a project needs one."
 _NEW_COLORS = ("#f2c14e", "#2fbf9b", "#9b6dd6", "#e07a3f", "#6fb98f", "#c06c84", "#d1495b")
 
 
@@ -32,6 +37,8 @@ class ClassTable(QWidget):
     """Emits the label value of the row that the user chose, also if it was chosen before."""
     edited = Signal(object)
     """Emits the tuple of classes as the user wants them."""
+    removed = Signal(int)
+    """Emits the label value of a class that shall leave the project."""
     united = Signal(object)
     """Emits the regions as the user wants them."""
 
@@ -40,6 +47,7 @@ class ClassTable(QWidget):
         self.classes: tuple[LabelClass, ...] = ()
         self.dialog: RegionDialog | None = None
         self._regions: Regions = {}
+        self._taken: tuple[int, ...] = ()
         self.table = QTableWidget(0, 3)
         self.table.setHorizontalHeaderLabels(["Class", "Number", "Key"])
         self.table.verticalHeader().hide()
@@ -56,11 +64,12 @@ class ClassTable(QWidget):
         self.table.setColumnWidth(2, 60)
         self.add = QPushButton("Add class")
         self.recolor = QPushButton("Colour…")
+        self.remove = QPushButton("Remove")
         self.regions = QPushButton("Regions…")
         self.regions.setToolTip("Say what is learned where classes overlap: whole tumour, tumour core and the like.")
         self.learned = quiet("")
         row = QHBoxLayout()
-        for button in (self.add, self.recolor, self.regions):
+        for button in (self.add, self.recolor, self.remove, self.regions):
             row.addWidget(button)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -71,10 +80,17 @@ class ClassTable(QWidget):
         self.table.itemChanged.connect(self._rename)
         self.add.clicked.connect(self._add)
         self.recolor.clicked.connect(self._recolor)
+        self.remove.clicked.connect(self._remove)
+        self._delete = QShortcut(QKeySequence(QKeySequence.StandardKey.Delete), self.table)
+        self._delete.setContext(Qt.ShortcutContext.WidgetShortcut)  # not in a name that is being edited
+        self._delete.activated.connect(self.remove.click)
         self.regions.clicked.connect(self._unite)
 
-    def show_classes(self, classes: tuple[LabelClass, ...], regions: Regions, editable: bool) -> None:
+    def show_classes(
+        self, classes: tuple[LabelClass, ...], regions: Regions, editable: bool, removed: Collection[LabelClass] = ()
+    ) -> None:
         """Fill the table, and say what regions are learned; the chosen class stays, without a word."""
+        self._taken = tuple(c.value for c in removed)  # numbers that no new class gets
         value = self.value() if self.classes else next((c.value for c in classes), 0)
         self.classes, self._regions = classes, regions
         self.learned.setText(_what_is_learned(classes, regions))
@@ -109,18 +125,23 @@ class ClassTable(QWidget):
             self.table.clearSelection()
             self.table.setCurrentCell(next((k for k, c in enumerate(self.classes) if c.value == value), -1), 0)
             self.table.blockSignals(False)
-        self._allow_recolor()
+        self._allow_changes()
 
     def value(self) -> int:
         """Return the label value of the chosen class; 0 without any."""
         row = self.table.currentRow()
         return self.classes[row].value if 0 <= row < len(self.classes) else 0
 
-    def _allow_recolor(self) -> None:
-        self.recolor.setEnabled(self.add.isEnabled() and bool(self.value()))
+    def _allow_changes(self) -> None:
+        """Allow what can be done with the chosen class."""
+        chosen = next((c for c in self.classes if c.value == self.value()), None)
+        self.recolor.setEnabled(self.add.isEnabled() and chosen is not None)
+        background = chosen is not None and chosen.background
+        self.remove.setEnabled(self.recolor.isEnabled() and not background)
+        self.remove.setToolTip(_KEPT if background else _REMOVE)
 
     def _choose(self) -> None:
-        self._allow_recolor()
+        self._allow_changes()
         if self.value():
             self.chosen.emit(self.value())
 
@@ -143,9 +164,13 @@ class ClassTable(QWidget):
             self._change(row, color=color.name())
 
     def _add(self) -> None:
-        value = max((c.value for c in self.classes if c.value > 0), default=0) + 1
+        value = max(0, *self._taken, *(c.value for c in self.classes)) + 1
         color = _NEW_COLORS[len(self.classes) % len(_NEW_COLORS)]
         self.edited.emit((*self.classes, LabelClass(value=value, name=f"Class {value}", color=color)))
+
+    def _remove(self) -> None:
+        if self.value():
+            self.removed.emit(self.value())
 
     def _unite(self) -> None:
         self.dialog = dialog = RegionDialog(self.classes, self._regions, self)

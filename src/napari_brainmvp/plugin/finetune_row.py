@@ -17,7 +17,7 @@ from napari_brainmvp.jobs import Job, say_seconds
 from napari_brainmvp.plugin.annotation_view import AnnotationView
 from napari_brainmvp.plugin.finetune_job import count_folds, submit_finetuning
 from napari_brainmvp.plugin.machine_timer import MachineTimer
-from napari_brainmvp.plugin.style import quiet
+from napari_brainmvp.plugin.style import heading, quiet
 from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.finetuning.cost import estimate_seconds, fits_at_once
@@ -92,7 +92,8 @@ class FinetuneRow(QWidget):
         self._timer.timed.connect(self._say_times)
         self._timer.failed.connect(self._untimed)
         layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setContentsMargins(0, 8, 0, 0)  # apart from the brush's tools
+        layout.addWidget(heading("A model of your own"))
         lines = (((self.task, self.preset), (2, 3)), ((self.cross,), (1,)), ((self.button, self.compare), (1, 1)))
         for parts, shares in lines:
             row = QHBoxLayout()
@@ -289,7 +290,7 @@ class FinetuneRow(QWidget):
 def _verdict(name: str, found: Comparison, where: str) -> str:
     """Say which is better, and on which study if that is no longer the one that is open."""
     probe, model = (sum(scores.values()) / len(scores) for scores in (found.probe, found.model))
-    better = "The model is better here: use it" if found.model_is_better else "The probe is better: go on"
+    better = "The model is better here" if found.model_is_better else "The probe is better: go on"
     if where:
         better = f"The {'model' if found.model_is_better else 'probe'} is better there"
     slices = f"{found.slices} painted slices{' of ' * bool(where)}{where}"

@@ -19,6 +19,9 @@ from napari_brainmvp.study import LabelMap, Study
 
 __all__ = ["LabelSource", "enter"]
 
+_MOST = 8
+"""Values that a question lists."""
+
 
 class LabelSource(QComboBox):
     """A choice among a viewer's Labels layers; at first none of them, whatever is selected in the viewer.
@@ -59,7 +62,7 @@ class LabelSource(QComboBox):
 
 
 def enter(project: AnnotationProject, study: Study, layer: Any, parent: QWidget) -> StudyReference:
-    """Add a study to a project, with a Labels layer's labels as its first stroke.
+    """Add a study to a project, with a Labels layer's labels as its first stroke; one that comes back has its own.
 
     Parameters
     ----------
@@ -80,9 +83,11 @@ def enter(project: AnnotationProject, study: Study, layer: Any, parent: QWidget)
         That is what was answered.
     """
     named = replace(study, name=_name_of(study))
-    if layer is None:
+    back = project.find(named, removed=True)
+    if layer is None or (back is not None and project.labels(back.name).stroke):
         return project.add_study(named)
-    labelled, names = _with_meaning(_with_labels(named, layer), layer, project.classes, parent)
+    known = (*project.removed_classes, *project.classes)  # whose strokes can come back with an undo
+    labelled, names = _with_meaning(_with_labels(named, layer), layer, known, parent)
     reference = project.add_study(labelled)
     classes = (c.model_copy(update={"name": names.get(c.value, c.name)}) for c in project.classes)
     project.set_classes(tuple(classes))
@@ -163,18 +168,18 @@ def _are_new(layer: str, taken: dict[int, str], known: dict[int, str], parent: Q
     box = QMessageBox(parent)
     box.setIcon(QMessageBox.Icon.Question)
     box.setText(f"What are the values of {layer}?")
-    here = ", ".join(f"{v} = {known[v]}" for v in taken)
-    there = ", ".join(f"{v} = {name}" for v, name in taken.items() if name)
-    same = None
-    if there:
-        box.setInformativeText(
-            f"In the layer: {there}. In this project: {here}. As new classes they get numbers that are free; what has "
-            "the same name in both stays one class."
-        )
+    lines = [f"{v}:  {f'{name} in the layer, ' * bool(name)}{known[v]} in this project" for v, name in taken.items()]
+    if len(lines) > _MOST:
+        lines[_MOST:] = [f"and {len(lines) - _MOST} more"]
+    note, same = "As new classes they get numbers that are free.", None
+    if any(taken.values()):
+        note += " What has the same name in both stays one class."
     else:
-        box.setInformativeText(f"The layer does not say. In this project: {here}.")
+        note = f"The layer does not say what they mean there. {note}"
         same = box.addButton("The project's classes", QMessageBox.ButtonRole.AcceptRole)
+    box.setInformativeText("\n".join([*lines, "", note]))
     other = box.addButton("New classes", QMessageBox.ButtonRole.NoRole if same else QMessageBox.ButtonRole.AcceptRole)
+    box.setDefaultButton(other)  # which mixes up nothing
     box.addButton(QMessageBox.StandardButton.Cancel)
     box.exec()
     if box.clickedButton() is other:

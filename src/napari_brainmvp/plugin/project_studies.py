@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from qtpy.QtCore import Signal
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import (
+    QAction,
     QComboBox,
     QFileDialog,
     QHBoxLayout,
     QInputDialog,
     QMenu,
+    QMessageBox,
     QPushButton,
     QToolButton,
     QVBoxLayout,
@@ -24,6 +27,7 @@ from napari_brainmvp.annotation.participants import (
     export_participants,
     import_participants,
     mixed_subjects,
+    title_of,
 )
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import BrainMVPError
@@ -36,6 +40,8 @@ from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 __all__ = ["ProjectStudies"]
 
 _NO_CLASS = "no class"
+_LONG = 24
+"""Letters of a name that fit a menu."""
 _TABLES = "Tables (*.tsv)"
 
 
@@ -46,6 +52,8 @@ class ProjectStudies(QWidget):
     """The name of a study to open."""
     said = Signal(str)
     refused = Signal(str)
+    removed = Signal(str)
+    """The name of a study that shall leave the project; the user was asked."""
     progressed = Signal(object)
 
     def __init__(self) -> None:
@@ -57,27 +65,36 @@ class ProjectStudies(QWidget):
         self.studies = QComboBox()
         self.rank = QPushButton("Which next?")
         self.group = QComboBox()
-        self.table = link("Files ▾")
+        self.table = link("Project ▾")
+        self.remove = QAction("Remove…", self)
         self._build()
 
     def _build(self) -> None:
-        self.studies.setToolTip("Studies of the project: choose one to open it.")
+        self.studies.setToolTip("Studies of the project: choose one to open it. Delete takes it off the list.")
+        self.remove.setShortcut(QKeySequence(QKeySequence.StandardKey.Delete))
+        self.remove.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
+        self.remove.triggered.connect(self._ask_to_remove)
+        self.studies.addAction(self.remove)
+        self.studies.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
         self.rank.setToolTip(
             "Order the studies nobody has painted on: first those on which the prediction is undecided, and that are "
             "like others on which it is. Every study is read once, which takes a while (Alt+X)."
         )
+        self.rank.setMinimumWidth(104)  # the text has room to its sides
         for box in (self.studies, self.group):  # a long name shall not widen the panel
             box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             box.setMinimumContentsLength(8)
         self.group.setEditable(True)
         self.group.setToolTip("The class of the open study as a whole, for classification: choose, or write a new one.")
-        self.table.setToolTip("The classes of all studies from and to a BIDS table; all that is annotated as a dataset")
+        self.table.setToolTip("All studies: their classes from and to a BIDS table, what is annotated as a dataset.")
         self.table.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         menu = QMenu(self.table)
         menu.addAction("Import participants.tsv…", lambda: self._ask(QFileDialog.getOpenFileName, self.import_classes))
         menu.addAction("Export participants.tsv…", lambda: self._ask(QFileDialog.getSaveFileName, self.export_classes))
         menu.addAction("Export dataset as BraTS has it…", lambda: self._ask_folder("brats"))
         menu.addAction("Export dataset as BIDS derivative…", lambda: self._ask_folder("bids"))
+        menu.addSeparator()
+        menu.addAction(self.remove)
         self.table.setMenu(menu)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -87,6 +104,7 @@ class ProjectStudies(QWidget):
             row.addWidget(parts[1])
             layout.addLayout(row)
         self.studies.activated.connect(self._open)
+        self.studies.currentIndexChanged.connect(self._offer_removal)
         self.rank.clicked.connect(self.find_next)
         self.group.activated.connect(lambda _: self._classify())
         line = self.group.lineEdit()
@@ -117,6 +135,29 @@ class ProjectStudies(QWidget):
         self.group.setCurrentText((known[current].group if current in known else "") or _NO_CLASS)
         self.group.setEnabled(current in known and not project.read_only)
         self.table.setEnabled(not project.read_only)
+        self._offer_removal()
+
+    def _offer_removal(self) -> None:
+        """Offer to take the study that the list shows off it: also one that cannot be opened, as its scans are gone."""
+        name, project = self.studies.currentData(), self._project
+        allowed = project is not None and not project.read_only and self._work is None  # an export names them all
+        self.remove.setEnabled(bool(name) and allowed)
+        short = name if len(name or "") <= _LONG else f"{name[:_LONG]}…"
+        self.remove.setText(f"Remove {short} from the project…" if name else "Remove a study…")
+
+    def _ask_to_remove(self) -> None:
+        name = self.studies.currentData()
+        box = QMessageBox(self)
+        box.setIcon(QMessageBox.Icon.Question)
+        box.setText(f"Remove {name} from the project?")
+        box.setInformativeText(
+            "Its scans and strokes stay on the disk, and the strokes come back when you annotate it again."
+        )
+        agreed = box.addButton("Remove", QMessageBox.ButtonRole.AcceptRole)
+        box.addButton(QMessageBox.StandardButton.Cancel)
+        box.exec()
+        if box.clickedButton() is agreed:
+            self.removed.emit(name)
 
     def _open(self, index: int) -> None:
         if name := self.studies.itemData(index):
@@ -136,13 +177,15 @@ class ProjectStudies(QWidget):
         """Read all studies' classes from a ``participants.tsv``; ask for the column where it is open."""
         project = self._project
         assert project is not None
-        columns, _ = read_table(path)
+        columns, rows = read_table(path)
         column, others = class_column(project, columns), [c for c in columns if c != "participant_id"]
         if not column and others:
             question = f"Which column of {path.name} holds the class?"
-            column, said = QInputDialog.getItem(self, "Classes of the studies", question, others, 0, False)
+            shown = {title_of(c, rows): c for c in others}
+            chosen, said = QInputDialog.getItem(self, "Classes of the studies", question, list(shown), 0, False)
             if not said:
                 return
+            column = shown[chosen]
         count = import_participants(project, path, column)
         self.show_project(project, self._current)
         said_by = f"the column {project.class_column} of {path.name}"
@@ -206,6 +249,7 @@ class ProjectStudies(QWidget):
         work.cancelled.connect(self._cancelled)
         work.crashed.connect(self._crashed)
         self.rank.setEnabled(False)
+        self._offer_removal()
         self.progressed.emit(Progress(doing))
         work.start()
 

@@ -48,6 +48,8 @@ class RunBar(QWidget):
         layout.addLayout(row)
         layout.addWidget(self.bar)
         layout.addWidget(self.status)
+        self.cancel.setMinimumSize(72, self.button.minimumHeight())
+        self.cancel.setStyleSheet("QPushButton { border-radius: 6px; }")
         self.cancel.hide()
         self.bar.hide()
         self.cancel.clicked.connect(self.stop)
@@ -72,6 +74,7 @@ class RunBar(QWidget):
         self.status.setText("")
         self.button.setEnabled(False)
         self.button.setText(self._texts[1])
+        self.cancel.setEnabled(True)
         self.cancel.show()
         self.bar.show()
         work.start()
@@ -80,6 +83,7 @@ class RunBar(QWidget):
         """Ask the work to stop."""
         if self._work is not None:
             self.status.setText("Cancelling…")
+            self.cancel.setEnabled(False)  # it takes a moment, and once is enough
             self._work.cancel()
 
     def abandon(self) -> None:
