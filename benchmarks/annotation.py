@@ -5,9 +5,9 @@
 Protocol ``slices``: 5 % of the brain's voxels of three axial slices are labelled (at 25, 50 and 75 % of the tumour's
 height). Protocol ``strokes``: on the same slices one thin stroke per visible class, then up to ten rounds of one
 corrective stroke on the largest error. Protocol ``across``: a probe of the ``--teachers``, labelled as in ``slices``,
-predicts every other study, of which nothing is labelled. Protocol ``second``: every study gets corrective strokes one
-by one, alone (after one stroke per visible class on the slice at 50 %), and from nothing, but after ``--before`` others
-(those ahead of it in the order of their names) have had theirs. The forest sees Gaussian means (sigma 0, 1, 2, 4, 8
+predicts every other study, of which nothing is labelled. Protocol ``second``: every study gets strokes one by one (one
+per visible class on the slice at 50 %, then corrections), alone and after ``--before`` others (those ahead of it in the
+order of their names) have had theirs. The forest sees Gaussian means (sigma 0, 1, 2, 4, 8
 voxels) and the gradient magnitude of each modality, as is customary. Without a path, held-out synthetic gliomas serve.
 Real studies only measure: nothing is trained that stays.
 
@@ -236,16 +236,27 @@ def across(cases: dict[str, tuple[StudyFeatures, np.ndarray]], teachers: list[st
     return {"studies": scores, "mean": means(list(scores.values()))}
 
 
-def one_by_one(truth: np.ndarray, labels: np.ndarray, predict: Predict, drawn: int) -> list[dict[str, float]]:
-    """Dice after ``drawn``, ``drawn`` + 1, … ``STROKES`` strokes; adds all but the first ``drawn`` to ``labels``."""
+def one_by_one(truth: np.ndarray, predict: Predict, first: int) -> tuple[list[dict[str, float]], np.ndarray]:
+    """Dice after ``first``, ``first`` + 1, … ``STROKES`` strokes, and what was painted in the end.
+
+    The first strokes are one per class that is visible on the slice at half of the tumour's height: the largest part of
+    the tumour, what is no tumour, the other parts. From then on each is a correction.
+    """
+    labels = np.zeros_like(truth)
+    begun = first_strokes(truth, [annotated_slices(truth)[1]])
+    tumour = sorted(set(np.unique(begun)) - {0, BACKGROUND}, key=lambda value: -(begun == value).sum())
+    planned = [tumour[0], BACKGROUND, *tumour[1:]]
     scores = []
-    while True:
-        found = predict(labels)
-        scores.append(dice(found, truth))
-        if drawn == STROKES:
-            return scores
-        correct(labels, truth, found)
-        drawn += 1
+    for drawn in range(STROKES + 1):
+        if drawn >= first:
+            found = predict(labels)
+            scores.append(dice(found, truth))
+        if planned:
+            value = planned.pop(0)
+            labels[begun == value] = value
+        elif drawn < STROKES:
+            correct(labels, truth, found)
+    return scores, labels
 
 
 def second(
@@ -255,9 +266,7 @@ def second(
     alone: dict[str, list[dict[str, float]]] = {}
     taught: dict[str, LabelledVoxels] = {}
     for name, (features, truth) in cases.items():
-        labels = first_strokes(truth, [annotated_slices(truth)[1]])
-        drawn = len(np.unique(labels)) - 1
-        alone[name] = one_by_one(truth, labels, InstantProbe(features, spec), drawn)
+        alone[name], labels = one_by_one(truth, InstantProbe(features, spec), 2)
         taught[name] = labelled_voxels(features, labels)
     tables = {"alone": alone}
     names = list(cases)
@@ -266,7 +275,7 @@ def second(
         for k, name in enumerate(names):
             others = tuple(taught[names[k - j]] for j in range(1, count + 1))
             features, truth = cases[name]
-            table[name] = one_by_one(truth, np.zeros_like(truth), InstantProbe(features, spec, others), 0)
+            table[name] = one_by_one(truth, InstantProbe(features, spec, others), 0)[0]
     return {kind: {"studies": table, "mean by strokes": by_strokes(table)} for kind, table in tables.items()}
 
 

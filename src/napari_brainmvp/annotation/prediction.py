@@ -16,7 +16,7 @@ from torch import Tensor
 from napari_brainmvp.annotation.features import StudyFeatures
 from napari_brainmvp.annotation.history import label_dtype
 from napari_brainmvp.annotation.labelled import LabelledVoxels, labelled_voxels, native_rows
-from napari_brainmvp.annotation.placement import decide, interpolate, place
+from napari_brainmvp.annotation.placement import Placement, Votes
 from napari_brainmvp.annotation.probe import Lesson, Probe, ProbeSpec
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.inference.device import choose_device
@@ -29,6 +29,8 @@ Predicted = TypeVar("Predicted")
 
 _LABELLED = 20_000
 """Labelled voxels of a class that are learned from, at most: a study that is labelled all over has a million."""
+_FEW_PLACES = 100
+"""Labelled places up to which predictions are smoothed in full; from there on less, by the cube root."""
 _UNLABELLED = 8000
 """Voxels of the study on which the network is believed."""
 
@@ -69,9 +71,10 @@ class StudyPredictor:
         self.features, self.background = features, background
         self.probe = Probe(features.names, background, spec)
         self._rows = native_rows(features)
-        self._exact = np.abs(np.array(features.source.spacing) - features.grid.spacing[0]).max() < 1e-3
+        self._placement = Placement(features.rows, features.grid, features.source)
         self._sample = torch.arange(0, features.count, max(1, features.count // _UNLABELLED))
         self._lesson: tuple[Lesson, Lesson | None, Tensor] | None = None
+        self._painted: tuple[NDArray[np.int64], NDArray[Any], Tensor] | None = None
         self._move(choose_device(device))
         if self._values.is_cuda:
             self._wake()
@@ -106,8 +109,11 @@ class StudyPredictor:
                 "background inside the head, where nothing is wrong."
             )
         free = torch.ones(self.features.count, dtype=torch.bool)
-        rows = self._rows[painted]
-        free[torch.from_numpy(rows[rows >= 0]).long()] = False
+        where = np.flatnonzero(painted)
+        where = where[self._rows.reshape(-1)[where] >= 0]
+        rows = torch.from_numpy(self._rows.reshape(-1)[where]).long()
+        self._painted = where, labels.reshape(-1)[where], rows
+        free[rows] = False
         rest = _lesson(others, self.features.names) if others else None
         here = _lesson((mine,), self.features.names)
         unlabelled = self.features.values.index_select(0, self._sample[free[self._sample]])
@@ -141,23 +147,13 @@ class StudyPredictor:
         labels : ndarray of the plane's shape, int32
         uncertainty : ndarray of the same shape, float16
         """
-        return self._with_memory(lambda: self._predict_slice(axis, index))
-
-    def _predict_slice(self, axis: int, index: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
-        rows: NDArray[np.int32] = np.take(self._rows, index, axis=axis)
-        inside = rows >= 0
-        chosen = torch.from_numpy(rows[inside]).to(self._values.device)
-        found, doubt = decide(self.probe.predict(self._values.index_select(0, chosen)), self._classes)
-        labels = np.full(rows.shape, self.background, self._classes.dtype)
-        uncertainty = np.zeros(rows.shape, np.float16)
-        labels[inside], uncertainty[inside] = found.cpu().numpy(), doubt.cpu().numpy()
-        return labels, uncertainty
+        found = self._with_memory(lambda: self._predict((axis, index)))
+        return found.labels.squeeze(axis), found.uncertainty.squeeze(axis)
 
     def predict_volume(self, cancel: CancelToken | None = None) -> VolumePrediction:
         """Predict the whole study on its own grid.
 
-        Where its voxels are those of the features this is a look-up. Elsewhere class probabilities are interpolated
-        before the largest is taken, so that outlines stay smooth.
+        Class probabilities are smoothed, see :class:`ProbeSpec`, and interpolated before the largest is taken.
 
         Parameters
         ----------
@@ -169,20 +165,40 @@ class StudyPredictor:
         Cancelled
             It was.
         """
-        return self._with_memory(lambda: self._predict_volume(cancel))
+        return self._with_memory(lambda: self._predict(None, cancel))
 
-    def _predict_volume(self, cancel: CancelToken | None) -> VolumePrediction:
-        probabilities = self.probe.predict(self._values, cancel)
-        found, doubt = decide(probabilities, self._classes)
-        uncertainty = place(doubt, self._places, 0)
-        if self._exact:
-            labels = place(found, self._places, self.background)
-        else:
-            grid, source = self.features.grid, self.features.source
-            labels, best = interpolate(probabilities, self.probe.classes, self._own_places, grid, source)
-            labels.masked_fill_((best == 0) | (self._places == 0), self.background)
-            labels = labels.to(found.dtype)
-        return VolumePrediction(labels.cpu().numpy(), uncertainty.cpu().numpy())
+    def _predict(self, plane: tuple[int, int] | None, cancel: CancelToken | None = None) -> VolumePrediction:
+        part = self._placement.part(self._smoothing(), plane)
+        values = self._values if part.asked is None else self._values.index_select(0, part.asked)
+        best, uncertainty = self._placement.spread(self.probe.predict(values, cancel), part, self._votes())
+        outside = self._outside[part.voxels]
+        found = torch.from_numpy(self._classes).to(best.device)[best].masked_fill_(outside, self.background)
+        shape = [1 if plane and plane[0] == axis else n for axis, n in enumerate(self._outside.shape)]
+        at = tuple(slice(None) if n == 1 else box for n, box in zip(shape, part.voxels, strict=True))
+        labels = np.full(shape, self.background, self._classes.dtype)
+        labels[at] = found.cpu().numpy()
+        if self._painted is not None:
+            index = list(np.unravel_index(self._painted[0], self._rows.shape))
+            here = index[plane[0]] == plane[1] if plane else slice(None)
+            if plane:
+                index[plane[0]] = np.zeros_like(index[plane[0]])
+            labels[tuple(i[here] for i in index)] = self._painted[1][here]
+        doubt = np.zeros(shape, np.float16)
+        doubt[at] = uncertainty.masked_fill_(outside, 0).cpu().numpy()
+        return VolumePrediction(labels, doubt)
+
+    def _votes(self) -> Votes | None:
+        """Return what is painted: it has a say in its neighbourhood, however little the probe makes of it."""
+        if self._painted is None or not self.probe.spec.say:
+            return None
+        _, labels, rows = self._painted
+        return Votes(rows, torch.from_numpy(np.searchsorted(self.probe.classes, labels)), self.probe.spec.say)
+
+    def _smoothing(self) -> float:
+        """Return the standard deviation of the Gaussian, voxels: what many labels say needs less of the neighbours'."""
+        places = self._lesson[0].places if self._lesson is not None else 0
+        share = min(1.0, (_FEW_PLACES / max(1, places)) ** (1 / 3))
+        return float(self.probe.spec.smoothing * share / self.features.grid.spacing[0])
 
     @property
     def _classes(self) -> NDArray[Any]:
@@ -194,10 +210,9 @@ class StudyPredictor:
         if device.type != "cuda":
             device = torch.device("cpu")
         try:
-            self._values = self.features.values.to(device)
-            self._places = torch.from_numpy(self._rows + 1).to(device)
-            if not self._exact:
-                self._own_places = torch.from_numpy(self.features.rows + 1).to(device)
+            self._placement.to(device)
+            self._values = self.features.values.index_select(0, self._placement.rows).to(device)
+            self._outside = torch.from_numpy(self._rows < 0).to(device)
         except torch.OutOfMemoryError:
             self._retreat(device)
 

@@ -69,6 +69,11 @@ class ProbeSpec:
     elsewhere : float
         What all labelled places of other studies weigh together, at most, where one of the study that is predicted
         weighs 1: people and scanners differ, however many there are.
+    smoothing : float
+        Standard deviation, in mm, of the Gaussian that predicted probabilities are smoothed by while few places are
+        labelled.
+    say : float
+        How many predicted voxels a labelled one weighs as much as then.
     seed : int
         Same strokes, same seed, same machine: same prediction.
     """
@@ -77,12 +82,14 @@ class ProbeSpec:
     first_steps: int = 12
     steps: int = 100
     batch: int = 1024
-    noise: float = 0.3
+    noise: float = 0.45
     learning_rate: float = 0.01
     weight_decay: float = 0.3
     ridge: float = 0.1
     trust: float = 1.5
     elsewhere: float = 1.0
+    smoothing: float = 2.0
+    say: float = 0.5
     seed: int = 0
 
 
