@@ -24,12 +24,12 @@ from models_for_tests import tiny_card, tiny_model
 from napari_brainmvp.annotation import lock, prediction
 from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
 from napari_brainmvp.annotation.comparison import as_classes, check_unseen, compare, newest_model
-from napari_brainmvp.annotation.content import LabelClass, default_classes
+from napari_brainmvp.annotation.content import LabelClass, classes_of, default_classes
 from napari_brainmvp.annotation.export import export_dataset
 from napari_brainmvp.annotation.features import CLASS, _Columns, compute_features
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.participants import export_participants, import_participants, mixed_subjects
-from napari_brainmvp.annotation.placement import Placement, Votes
+from napari_brainmvp.annotation.placement import Placement
 from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor, labelled_voxels, uncertain_slice
 from napari_brainmvp.annotation.probe import Lesson, Probe, ProbeSpec
 from napari_brainmvp.annotation.project import AnnotationProject
@@ -44,7 +44,7 @@ from napari_brainmvp.annotation.ranking import (
 from napari_brainmvp.annotation.store import FeatureStore
 from napari_brainmvp.annotation.surroundings import measure_with_scipy, measure_with_torch
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, LockedError, StudyError
-from napari_brainmvp.io import class_of, find_studies, read_label_map, read_participants, read_study
+from napari_brainmvp.io import class_of, find_studies, read_label_map, read_participants, read_study, write_image
 from napari_brainmvp.models import Label, find_model, load_model, name_digest
 from napari_brainmvp.preparation import prepare
 from napari_brainmvp.preparation.resampling import network_grid
@@ -110,7 +110,8 @@ def test_what_some_voxels_say_reaches_all_where_it_belongs(affine, shape):
     share[rows[rows >= 0]] = torch.from_numpy(np.clip(where[:, 2] / 40 + 0.5, 0, 1)).float()
     asked = torch.stack([1 - share, share], 1)[placement.rows.long()]
     part = placement.part(2.0)
-    best, uncertainty = placement.spread(asked, part)
+    two = np.array([0, 1], np.int32)
+    best, uncertainty = placement.spread(asked, two, part)
     centres = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) @ affine[:3, :3].T + affine[:3, 3]
     height = centres[..., 2][part.voxels]
     clear = np.abs(height) > 2
@@ -118,7 +119,7 @@ def test_what_some_voxels_say_reaches_all_where_it_belongs(affine, shape):
     for axis in range(3):
         plane = placement.part(2.0, (axis, shape[axis] // 2))
         some = asked if plane.asked is None else asked[plane.asked]
-        layer, doubt = placement.spread(some, plane)
+        layer, doubt = placement.spread(some, two, plane)
         at = [slice(None)] * 3
         at[axis] = slice(shape[axis] // 2 - part.voxels[axis].start, shape[axis] // 2 - part.voxels[axis].start + 1)
         assert np.abs(doubt.float() - uncertainty[tuple(at)].float()).max() < 0.1
@@ -133,11 +134,11 @@ def test_a_speckle_is_outvoted_but_not_what_is_painted():
     lesion = np.zeros(shape)
     lesion[5:7, 5:7, 5:7] = 1
     share = torch.from_numpy(lesion.ravel()).float()[placement.rows.long()]
-    asked, part = torch.stack([1 - share, share], 1), placement.part(2.0)
-    assert not placement.spread(asked, part)[0].any()
-    painted = Votes(torch.from_numpy(rows[lesion > 0]).long(), torch.ones(8, dtype=torch.int64), 10.0)
-    assert placement.spread(asked, part, painted)[0].numpy()[lesion > 0].all()
-    assert placement.spread(asked, placement.part(1.0))[1].max() > 0.4  # with less of it there is doubt
+    asked, part, two = torch.stack([1 - share, share], 1), placement.part(2.0), np.array([0, 1], np.int32)
+    assert not placement.spread(asked, two, part)[0].any()
+    painted = placement.votes(rows[lesion > 0], np.ones(8, np.int64), 10.0)
+    assert placement.spread(asked, two, part, painted)[0].numpy()[lesion > 0].all()
+    assert placement.spread(asked, two, placement.part(1.0))[1].max() > 0.4  # with less of it there is doubt
 
 
 def test_every_voxel_of_the_head_is_heard_however_thin_it_is():
@@ -145,7 +146,8 @@ def test_every_voxel_of_the_head_is_heard_however_thin_it_is():
     rows[1, 2:5, 2] = np.arange(3)  # not one of them is on the lattice
     grid = Grid(rows.shape, np.eye(4))
     placement = Placement(rows, grid, grid)
-    best, _ = placement.spread(torch.tensor([[0.1, 0.9]]).expand(len(placement.rows), 2), placement.part(1.0))
+    asked = torch.tensor([[0.1, 0.9]]).expand(len(placement.rows), 2)
+    best, _ = placement.spread(asked, np.array([0, 1], np.int32), placement.part(1.0))
     assert best.numpy()[1, 2:5, 2].all()
 
 
@@ -781,7 +783,12 @@ def test_a_study_that_was_removed_comes_back_with_its_strokes(project, tmp_path,
     assert not again.labels("case-2").labels.any()
     with pytest.raises(LockedError):
         second.add_study(study)
+    if in_files:  # it had a wrong FLAIR, say
+        right = tmp_path / "right.nii.gz"
+        write_image(right, study.scans["flair"].data, study.grid)
+        study = read_study((study.scans["t1"].path, right), modalities={"t1": study.scans["t1"].path, "flair": right})
     back = again.add_study(replace(study, labels=lesion_study().labels))
+    assert not in_files or back.scans["flair"] == str(right)
     assert (back.name, back.group, again.removed) == ("case", "glioma", ())
     np.testing.assert_array_equal(again.labels("case").labels, strokes())
     assert again.labels("case").undo()
@@ -800,14 +807,12 @@ def test_a_class_leaves_where_nothing_is_painted_with_it(project, tmp_path):
     project.remove_study("two")
     project.close()
     again = AnnotationProject.open(tmp_path / "project")
-    for value, words in (
-        (1, "background"),
-        (3, r"Core is painted on two \(removed from the project\)"),
-        (9, "no class"),
-    ):
+    for value, words in ((1, "background"), (9, "no class")):
         with pytest.raises(StudyError, match=words):
             again.remove_class(value)
+    again.remove_class(3)  # the one study it is painted on is not there
     again.add_study(lesion_study(tmp_path, "two"))
+    assert (again.classes, again.removed_classes) == ((*default_classes(), core), ())  # and brings it back
     with pytest.raises(StudyError, match="Core is painted on two: erase it there"):
         again.remove_class(3)
     labels = again.labels("two")
@@ -825,6 +830,13 @@ def test_a_class_leaves_where_nothing_is_painted_with_it(project, tmp_path):
     last.know_values(last.labels("two").written)
     assert (last.classes, last.removed_classes) == ((*default_classes(), core), ())
     last.close()
+
+
+def test_names_of_new_classes_differ_from_all_others():
+    removed = [LabelClass(value=v, name="Core", color="#112233") for v in (7, 8)]
+    known = (*default_classes(), LabelClass(value=4, name="Label 9", color="#112233"))
+    made = classes_of([7, 8, 9], known, removed)
+    assert [c.name for c in made] == ["Core", "Label 8", "Label 9 (2)"]
 
 
 def test_labels_that_come_with_a_study_are_kept_as_they_are(project):

@@ -147,7 +147,9 @@ def classes_of(
     for value in sorted({v for v in values if v != 0} - known):
         back = gone.get(value)
         color = back.color if back else CLASS_COLORS[(len(classes) + len(made)) % len(CLASS_COLORS)]
-        name = back.name if back and back.name not in names else f"Label {value}"
+        wanted = [*([back.name] if back else []), f"Label {value}", *(f"Label {value} ({k})" for k in range(2, 9))]
+        name = next(name for name in wanted if name not in names)
+        names.add(name)
         made.append(LabelClass(value=value, name=name, color=color))
     return tuple(made)
 

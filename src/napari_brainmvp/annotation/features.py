@@ -22,7 +22,7 @@ from torch import Tensor
 
 from napari_brainmvp.annotation.surroundings import describe
 from napari_brainmvp.errors import ModelError
-from napari_brainmvp.inference.device import choose_device, choose_dtype
+from napari_brainmvp.inference.device import choose_device, choose_dtype, lacks_memory
 from napari_brainmvp.inference.windows import gaussian_importance, report_layers, window_starts
 from napari_brainmvp.models import LoadedModel
 from napari_brainmvp.networks import STRIDE, SegmentationNetwork, channels_last
@@ -123,7 +123,9 @@ def compute_features(
         try:
             names, values = _describe(prepared, (*wanted, *extra), model, network, where, progress, cancel)
             break
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
             logger.warning("%s has no memory for the features of %s: the processor computes them.", where, study.name)
             where = torch.device("cpu")
         finally:

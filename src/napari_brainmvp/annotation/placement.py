@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.study import Grid
 
 __all__ = ["Part", "Placement", "Votes"]
@@ -53,21 +55,20 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """What is certain of some voxels.
+    """What is certain of some voxels, by cell.
 
     Parameters
     ----------
-    rows : Tensor of shape (n,), int64
-        Of the features.
+    cells : Tensor of shape (n, 3), int64
     columns : Tensor of shape (n,), int64
-        The class of each, a column of the probabilities.
-    weight : float
+        A class each, as a column of the probabilities.
+    weights : Tensor of shape (n,), float32
         How many predicted voxels each weighs as much as.
     """
 
-    rows: Tensor
+    cells: Tensor
     columns: Tensor
-    weight: float
+    weights: Tensor
 
 
 class Placement:
@@ -98,7 +99,7 @@ class Placement:
         leads[np.unique(flat[asked], return_index=True)[1]] = True
         self._leads = torch.from_numpy(leads)
         self._cells = torch.from_numpy(np.stack([axis[asked] for axis in cells], 1))
-        self._cell_of_row = torch.from_numpy(flat.astype(np.int32))
+        self._cell_of_row = flat.astype(np.int64)
         to_cells = np.linalg.inv(grid.affine @ np.diag([2.0, 2.0, 2.0, 1.0])) @ source.affine
         self._axes = np.abs(to_cells[:3, :3]).argmax(1)  # of the study's own grid, by the features' axis
         self._step = to_cells[range(3), self._axes]
@@ -142,51 +143,85 @@ class Placement:
             interpolation.append(hat[:, low:high].contiguous())
         return Part(asked, tuple(cells), smoothing, interpolation, tuple(voxels))
 
-    def _cells_of(self, rows: Tensor) -> Tensor:
-        flat = self._cell_of_row[rows].long()
-        _, y, z = self._shape
-        return torch.stack([flat // (y * z), flat // z % y, flat % z], 1)
+    def votes(self, rows: NDArray[np.int32], columns: NDArray[np.int64], weight: float) -> Votes:
+        """Count voxels by cell and class.
 
-    def spread(self, probabilities: Tensor, part: Part, painted: Votes | None = None) -> tuple[Tensor, Tensor]:
-        """Smooth and interpolate.
+        Parameters
+        ----------
+        rows : ndarray of shape (n,), int32
+            Of the features.
+        columns : ndarray of shape (n,), int64
+            The class of each.
+        weight : float
+            How many predicted voxels each weighs as much as.
+        """
+        count = 1 + int(columns.max(initial=0))
+        found, often = np.unique(self._cell_of_row[rows] * count + columns, return_counts=True)
+        cells = np.stack(np.unravel_index(found // count, self._shape), 1)
+        return Votes(torch.from_numpy(cells), torch.from_numpy(found % count), torch.from_numpy(often).float() * weight)
+
+    def spread(
+        self,
+        probabilities: Tensor,
+        classes: NDArray[Any],
+        part: Part,
+        painted: Votes | None = None,
+        cancel: CancelToken | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Smooth and interpolate, and take the class with the largest share.
 
         Parameters
         ----------
         probabilities : Tensor of shape (m, K), float32
             Of the rows that the part asks for.
+        classes : ndarray of shape (K,), int32 or int64
+            Label values.
         part : Part
         painted : Votes, optional
             What labelled voxels say, besides.
+        cancel : CancelToken, optional
+            Asked at every class.
 
         Returns
         -------
-        best : Tensor of the part's shape on the study's own grid, int64
-            The column with the largest share.
+        labels : Tensor of the part's shape on the study's own grid, of the type of ``classes``
         uncertainty : Tensor of the same shape, float16
             Entropy over its maximum, 0..1.
+
+        Raises
+        ------
+        Cancelled
+            ``cancel`` was.
         """
-        device, classes = probabilities.device, probabilities.shape[1]
+        device, count = probabilities.device, len(classes)
         shape = [s.stop - s.start for s in part.cells]
         cells = self._cells if part.asked is None else self._cells.index_select(0, part.asked)
-        votes = torch.zeros(math.prod(shape), classes + 1, device=device)
+        votes = torch.zeros(math.prod(shape), count + 1, device=device)
         votes.index_add_(0, _flat(cells, part), F.pad(probabilities, (0, 1), value=1.0))
-        if painted is not None and len(painted.columns):
-            cells = self._cells_of(painted.rows)
+        if painted is not None:
             low, high = torch.tensor([[s.start, s.stop] for s in part.cells]).T
-            near = ((cells >= low) & (cells < high)).all(1)
-            said = F.pad(F.one_hot(painted.columns[near], classes).float(), (0, 1), value=1.0) * painted.weight
-            votes.index_add_(0, _flat(cells[near], part).to(device), said.to(device))
+            near = ((painted.cells >= low) & (painted.cells < high)).all(1)
+            at = _flat(painted.cells[near], part) * (count + 1)
+            for column in (painted.columns[near], count):
+                votes.view(-1).index_add_(0, (at + column).to(device), painted.weights[near].to(device))
         shares = _along_axes(votes.T.reshape(-1, *shape), part.smoothing)
-        shares = shares[:classes] / shares[classes:].clamp(min=1e-6)
-        entropy = -torch.xlogy(shares, shares).sum(0, keepdim=True) / math.log(classes)
-        placed = _along_axes(torch.cat([shares, entropy.clamp_(0, 1)]), part.interpolation)
-        best = torch.zeros(placed.shape[1:], dtype=torch.int64, device=device)
-        largest = placed[0]
-        for column in range(1, classes):
-            best.masked_fill_(placed[column] > largest, column)
-            largest = torch.maximum(largest, placed[column])
+        shares = shares[:count] / shares[count:].clamp(min=1e-6)
+        labels = largest = None
+        for value, share in zip(classes, shares, strict=True):  # one at a time: a volume of each is too much
+            if cancel is not None:
+                cancel.raise_if_cancelled()
+            placed = _along_axes(share[None], part.interpolation)[0]
+            if labels is None or largest is None:
+                labels = torch.full(placed.shape, int(value), dtype=torch.from_numpy(classes).dtype, device=device)
+                largest = placed
+            else:
+                labels.masked_fill_(placed > largest, int(value))
+                torch.maximum(largest, placed, out=largest)
+        assert labels is not None
+        entropy = -torch.xlogy(shares, shares).sum(0, keepdim=True) / math.log(count)
+        doubt = _along_axes(entropy.clamp_(0, 1), part.interpolation)[0]
         order = tuple(int(axis) for axis in np.argsort(self._axes))
-        return best.permute(order), placed[classes].half().permute(order)
+        return labels.permute(order), doubt.half().permute(order)
 
 
 def _flat(cells: Tensor, part: Part) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ from napari_brainmvp.annotation.labelled import LabelledVoxels, labelled_voxels,
 from napari_brainmvp.annotation.placement import Placement, Votes
 from napari_brainmvp.annotation.probe import Lesson, Probe, ProbeSpec
 from napari_brainmvp.errors import BrainMVPError
-from napari_brainmvp.inference.device import choose_device
+from napari_brainmvp.inference.device import choose_device, lacks_memory
 from napari_brainmvp.progress import CancelToken
 
 __all__ = ["LabelledVoxels", "StudyPredictor", "VolumePrediction", "labelled_voxels", "uncertain_slice"]
@@ -74,7 +73,7 @@ class StudyPredictor:
         self._placement = Placement(features.rows, features.grid, features.source)
         self._sample = torch.arange(0, features.count, max(1, features.count // _UNLABELLED))
         self._lesson: tuple[Lesson, Lesson | None, Tensor] | None = None
-        self._painted: tuple[NDArray[np.int64], NDArray[Any], Tensor] | None = None
+        self._painted: tuple[NDArray[np.int64], NDArray[Any], Votes] | None = None
         self._move(choose_device(device))
         if self._values.is_cuda:
             self._wake()
@@ -111,14 +110,16 @@ class StudyPredictor:
         free = torch.ones(self.features.count, dtype=torch.bool)
         where = np.flatnonzero(painted)
         where = where[self._rows.reshape(-1)[where] >= 0]
-        rows = torch.from_numpy(self._rows.reshape(-1)[where]).long()
-        self._painted = where, labels.reshape(-1)[where], rows
-        free[rows] = False
+        rows = self._rows.reshape(-1)[where]
+        free[torch.from_numpy(rows)] = False
         rest = _lesson(others, self.features.names) if others else None
         here = _lesson((mine,), self.features.names)
         unlabelled = self.features.values.index_select(0, self._sample[free[self._sample]])
         self._lesson = (here, rest, unlabelled)
         self.refine(steps)
+        values = labels.reshape(-1)[where]
+        votes = self._placement.votes(rows, np.searchsorted(self.probe.classes, values), self.probe.spec.say)
+        self._painted = where, values, votes
 
     def refine(self, steps: int | None = None) -> None:
         """Go on with the last fit, to the same labels.
@@ -170,13 +171,14 @@ class StudyPredictor:
     def _predict(self, plane: tuple[int, int] | None, cancel: CancelToken | None = None) -> VolumePrediction:
         part = self._placement.part(self._smoothing(), plane)
         values = self._values if part.asked is None else self._values.index_select(0, part.asked)
-        best, uncertainty = self._placement.spread(self.probe.predict(values, cancel), part, self._votes())
+        probabilities = self.probe.predict(values, cancel)
+        votes = self._painted[2] if self._painted is not None else None
+        found, uncertainty = self._placement.spread(probabilities, self._classes, part, votes, cancel)
         outside = self._outside[part.voxels]
-        found = torch.from_numpy(self._classes).to(best.device)[best].masked_fill_(outside, self.background)
         shape = [1 if plane and plane[0] == axis else n for axis, n in enumerate(self._outside.shape)]
         at = tuple(slice(None) if n == 1 else box for n, box in zip(shape, part.voxels, strict=True))
         labels = np.full(shape, self.background, self._classes.dtype)
-        labels[at] = found.cpu().numpy()
+        labels[at] = found.masked_fill_(outside, self.background).cpu().numpy()
         if self._painted is not None:
             index = list(np.unravel_index(self._painted[0], self._rows.shape))
             here = index[plane[0]] == plane[1] if plane else slice(None)
@@ -186,13 +188,6 @@ class StudyPredictor:
         doubt = np.zeros(shape, np.float16)
         doubt[at] = uncertainty.masked_fill_(outside, 0).cpu().numpy()
         return VolumePrediction(labels, doubt)
-
-    def _votes(self) -> Votes | None:
-        """Return what is painted: it has a say in its neighbourhood, however little the probe makes of it."""
-        if self._painted is None or not self.probe.spec.say:
-            return None
-        _, labels, rows = self._painted
-        return Votes(rows, torch.from_numpy(np.searchsorted(self.probe.classes, labels)), self.probe.spec.say)
 
     def _smoothing(self) -> float:
         """Return the standard deviation of the Gaussian, voxels: what many labels say needs less of the neighbours'."""
@@ -213,7 +208,9 @@ class StudyPredictor:
             self._placement.to(device)
             self._values = self.features.values.index_select(0, self._placement.rows).to(device)
             self._outside = torch.from_numpy(self._rows < 0).to(device)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
             self._retreat(device)
 
     def _wake(self) -> None:
@@ -232,8 +229,11 @@ class StudyPredictor:
 
     def _with_memory(self, predict: Callable[[], Predicted]) -> Predicted:
         """Predict; on the processor from now on where a training that began meanwhile has taken the GPU's memory."""
-        with suppress(torch.OutOfMemoryError):
+        try:
             return predict()
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
         self._retreat(self._values.device)
         return predict()
 

@@ -165,8 +165,8 @@ class AnnotationProject:
     def add_study(self, study: Study) -> StudyReference:
         """Add a study by reference; scans that are in no file yet are written into the project.
 
-        The labels that came with the study become its first stroke. One that was removed comes back as it was, with
-        its own name, class and strokes; labels that come with it count only where it has no stroke.
+        The labels that came with the study become its first stroke. One that was removed comes back with its own
+        name, class and strokes; labels that come with it count only where it has no stroke.
 
         Raises
         ------
@@ -174,16 +174,17 @@ class AnnotationProject:
             The project is open elsewhere, or cannot be written.
         """
         self._writable()
-        back = reference = self.find(study, removed=True)
-        if reference is None:
-            name = free_name(study_name(study.name), (s.name for s in (*self.studies, *self.removed)))
-            reference = make_reference(study, name, self.folder)
+        back = self.find(study, removed=True)
+        name = free_name(study_name(study.name), (s.name for s in (*self.studies, *self.removed)))
+        reference = make_reference(study, name, self.folder, back)
         removed = tuple(s for s in self.removed if s is not back)
         self._update(studies=(*self.studies, reference), removed=removed)
         labels = self.labels(reference.name)
         if study.labels is not None and study.labels.grid.same_as(study.grid) and not labels.stroke:
             self.know_values(int(v) for v in np.unique(study.labels.data))
             labels.record(study.labels.data)
+        elif back is not None:
+            self.know_values(int(v) for v in np.unique(labels.labels))
         return reference
 
     def remove_study(self, name: str) -> None:
@@ -276,7 +277,7 @@ class AnnotationProject:
         Raises
         ------
         StudyError
-            It is painted on a study, one that was removed among them, is the background, or part of a region.
+            It is painted on a study, is the background, or part of a region.
         """
         gone = leaving_class(value, self._content, self.folder, self._histories)
         classes = tuple(c for c in self.classes if c is not gone)

@@ -35,14 +35,21 @@ def named(name: str, references: Sequence[StudyReference]) -> StudyReference:
     raise StudyError(f"The project has no study {name!r}. There are: {known}.")
 
 
-def make_reference(study: Study, name: str, folder: Path) -> StudyReference:
+def make_reference(study: Study, name: str, folder: Path, back: StudyReference | None = None) -> StudyReference:
     """Refer to a study that is new in a project; scans that are in no file yet are written into its folder.
+
+    Where it was there before (``back``) it has the name and class of then, and the scans of now: a wrong one may have
+    been why it left.
 
     Raises
     ------
     FileError
         They cannot be written.
     """
+    if back is not None:
+        if any(scan.path is None for scan in study.scans.values()):
+            return back  # found by its content, which lies in the folder already
+        name = back.name
     scans = {}
     for key, scan in study.scans.items():
         path = scan.path
@@ -53,7 +60,8 @@ def make_reference(study: Study, name: str, folder: Path) -> StudyReference:
         path = path.resolve()
         scans[key] = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
     affine = tuple(tuple(float(v) for v in row) for row in study.grid.affine)
-    return StudyReference(name=name, scans=scans, reference=study.reference, shape=study.grid.shape, affine=affine)
+    made = StudyReference(name=name, scans=scans, reference=study.reference, shape=study.grid.shape, affine=affine)
+    return made if back is None else made.model_copy(update={"group": back.group})
 
 
 def find_reference(study: Study, references: Iterable[StudyReference], folder: Path) -> StudyReference | None:

@@ -32,8 +32,8 @@ def leaving_class(
     Raises
     ------
     StudyError
-        There is none, it is the background, a region is made of it, or it is painted on a study; also on one that has
-        left the project, whose strokes can come back.
+        There is none, it is the background, a region is made of it, or it is painted on a study. A study that has left
+        the project brings its classes back with it.
     FileError
         A study's labels are damaged.
     """
@@ -46,22 +46,20 @@ def leaving_class(
     if within:
         raise StudyError(f"{gone.name} is part of the region {within[0]}: take it out of the region first.")
     painted = []
-    for study in (*content.studies, *content.removed):
+    for study in content.studies:
         # not kept in memory where nobody has opened them: a volume each
         history = histories.get(study.name) or LabelHistory(folder / "labels" / study.name, study.shape)
         if history.stroke and bool((history.labels == value).any()):
             painted.append(study.name)
     if painted:
-        raise StudyError(_refusal(gone.name, painted, {s.name for s in content.removed}))
+        raise StudyError(_refusal(gone.name, painted))
     return gone
 
 
-def _refusal(name: str, painted: Sequence[str], removed: set[str]) -> str:
+def _refusal(name: str, painted: Sequence[str]) -> str:
     """Say where a class is painted, and what to do."""
-    said = [f"{study} (removed from the project)" if study in removed else study for study in painted]
-    more = f" and {len(said) - _MOST} more" if len(said) > _MOST else ""
-    back = " A study that was removed has to be annotated again for that." if removed.intersection(painted) else ""
+    more = f" and {len(painted) - _MOST} more" if len(painted) > _MOST else ""
     return (
-        f"{name} is painted on {', '.join(said[:_MOST])}{more}: erase it there, or paint another class over it, before "
-        f"you remove it.{back}"
+        f"{name} is painted on {', '.join(painted[:_MOST])}{more}: erase it there, or paint another class over it, "
+        "before you remove it."
     )

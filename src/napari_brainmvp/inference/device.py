@@ -14,6 +14,7 @@ __all__ = [
     "choose_device",
     "choose_dtype",
     "choose_precision",
+    "lacks_memory",
     "lightning_devices",
     "list_devices",
 ]
@@ -64,6 +65,21 @@ def choose_dtype(device: torch.device, precision: Precision = "auto") -> torch.d
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     multiplies_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # not in every release
     return torch.bfloat16 if device.type == "cpu" and multiplies_bfloat16() else torch.float32
+
+
+def lacks_memory(error: RuntimeError) -> bool:
+    """Tell whether a device has no memory left: CUDA's libraries do not all say so by torch.OutOfMemoryError.
+
+    Examples
+    --------
+    >>> lacks_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"))
+    True
+    >>> lacks_memory(RuntimeError("Expected all tensors to be on the same device"))
+    False
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return "CUDA" in str(error) and any(word in str(error) for word in ("out of memory", "ALLOC_FAILED"))
 
 
 def choose_precision(precision: Literal["auto"] | TrainingPrecision, accelerator: str = "auto") -> TrainingPrecision:

@@ -203,6 +203,8 @@ class AnnotatePanel(ClassEdits, QWidget):
             self.view = None
             view.remove()
             self.progress.show_progress(Progress(""))
+        elif self.view is not None and self.everything.isChecked():
+            self.view.learn_from_all(True)  # and no longer from this one
         self._refresh()
         kept = f"Its strokes are in {self.project.folder / 'labels' / name}"
         self.status.setText(f"{name} has left the project. {kept} and come back when you annotate it again.")

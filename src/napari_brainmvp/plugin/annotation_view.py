@@ -68,7 +68,8 @@ class AnnotationView(SliceTools):
         self._live = True
         history = project.labels(reference.name)
         grid, classes = study.grid, project.classes
-        values = (*(c.value for c in classes), int(history.labels.min()), int(history.labels.max()))
+        known = (*classes, *project.removed_classes)  # an undone stroke may bring one back
+        values = (*(c.value for c in known), int(history.labels.min()), int(history.labels.max()))
         dtype = label_dtype(values)
         labels = history.labels.astype(dtype)
         self._shown = ShownPrediction(viewer, project, grid, frame, dtype)
