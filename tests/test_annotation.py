@@ -84,7 +84,7 @@ def test_two_strokes_find_the_lesion_in_the_volume(features):
     for axis in range(3):
         labels, doubt = predictor.predict_slice(axis, 17)
         assert (labels == volume.labels.take(17, axis)).mean() > 0.995  # of layers further off, it asks fewer voxels
-        assert np.abs(doubt - volume.uncertainty.take(17, axis)).mean() < 0.005
+        assert np.abs(doubt - volume.uncertainty.take(17, axis)).mean() < 0.02
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ A classifier of single voxels is fitted to a few strokes and speckles; what it f
 is far better than what each voxel says by itself. With votes counted not every voxel has to be asked, either: of each
 cell of 2 x 2 x 2 voxels two opposite ones are, the lattice that covers a space most evenly. Their probabilities are
 averaged by cell, smoothed by a Gaussian and interpolated linearly, which is three small matrix products each. A visible
-slice needs the few layers of cells around it only, and of those it does not touch one voxel a cell.
+slice asks the layers of cells that it touches only, and one voxel a cell of those beside them.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Placement:
             voxels[own] = _inside(positions, count)
             if plane is not None and plane[0] == own:
                 voxels[own] = slice(plane[1], plane[1] + 1)
-                around = max(1.0, abs(float(self._step[axis]))) + round(_REACH * spread)
+                around = max(1.0, abs(float(self._step[axis]))) + min(1, round(_REACH * spread))
                 held = float(np.clip(positions[plane[1]], 0, count - 1))
                 low, high = max(0, math.ceil(held - around)), min(count, math.floor(held + around) + 1)
                 mine = self._cells[:, axis]
