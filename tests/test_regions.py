@@ -242,7 +242,7 @@ def test_regions_are_compared_one_by_one_for_probe_and_model_alike(home):
     core, true = np.isin(swapped, (3, 5)) & seen, np.isin(labels, (3, 5))
     assert done.model["tumour core"] == pytest.approx(2 * (core & true).sum() / (core.sum() + true.sum()), abs=1e-4)
     assert done.model["enhancing tumour"] == 0.0
-    assert done.probe["whole tumour"] > 0.9
+    assert done.probe["whole tumour"] > 0.7
     classes = compare(features, labels, swapped, TUMOUR)
     assert list(classes.model) == ["Oedema", "Non-enhancing core", "Enhancing tumour"]
     assert classes.model["Enhancing tumour"] == 0.0
