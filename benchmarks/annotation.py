@@ -7,9 +7,9 @@ height). Protocol ``strokes``: on the same slices one thin stroke per visible cl
 corrective stroke on the largest error. Protocol ``across``: a probe of the ``--teachers``, labelled as in ``slices``,
 predicts every other study, of which nothing is labelled. Protocol ``second``: every study gets strokes one by one (one
 per visible class on the slice at 50 %, then corrections), alone and after ``--before`` others (those ahead of it in the
-order of their names) have had theirs. The forest sees Gaussian means (sigma 0, 1, 2, 4, 8
-voxels) and the gradient magnitude of each modality, as is customary. Without a path, held-out synthetic gliomas serve.
-Real studies only measure: nothing is trained that stays.
+order of their names) have had theirs. The forest sees Gaussian means (sigma 0, 1, 2, 4, 8 voxels) and the gradient
+magnitude of each modality, as is customary. Without a path, held-out synthetic gliomas serve. Real studies only
+measure: nothing is trained that stays.
 
 ``--parts times`` gives the seconds of the features, of a stroke to the visible slice, and to the volume; on a CUDA
 machine those of the features a second time, too, as the first time includes the start of CUDA.

@@ -417,6 +417,15 @@ def test_one_class_or_none_is_said(features, labels):
         StudyPredictor(features).fit(labels)
 
 
+def test_labels_that_cannot_be_fitted_leave_the_prediction_as_it_was(features):
+    predictor = StudyPredictor(features, background=1)
+    predictor.fit(strokes())
+    before = predictor.predict_volume().labels
+    with pytest.raises(BrainMVPError):
+        predictor.fit(np.where(strokes() == 2, 7, 0))
+    np.testing.assert_array_equal(predictor.predict_volume().labels[strokes() == 0], before[strokes() == 0])
+
+
 def test_labels_of_another_shape_are_refused(features):
     with pytest.raises(StudyError, match="paint on a layer of the study"):
         StudyPredictor(features).fit(np.zeros((3, 4, 5), int))

@@ -175,19 +175,27 @@ class StudyPredictor:
         votes = self._painted[2] if self._painted is not None else None
         found, uncertainty = self._placement.spread(probabilities, self._classes, part, votes, cancel)
         outside = self._outside[part.voxels]
-        shape = [1 if plane and plane[0] == axis else n for axis, n in enumerate(self._outside.shape)]
-        at = tuple(slice(None) if n == 1 else box for n, box in zip(shape, part.voxels, strict=True))
+        shape, at = list(self._rows.shape), list(part.voxels)
+        if plane is not None:
+            shape[plane[0]], at[plane[0]] = 1, slice(0, 1)
         labels = np.full(shape, self.background, self._classes.dtype)
-        labels[at] = found.masked_fill_(outside, self.background).cpu().numpy()
-        if self._painted is not None:
-            index = list(np.unravel_index(self._painted[0], self._rows.shape))
-            here = index[plane[0]] == plane[1] if plane else slice(None)
-            if plane:
-                index[plane[0]] = np.zeros_like(index[plane[0]])
-            labels[tuple(i[here] for i in index)] = self._painted[1][here]
+        labels[tuple(at)] = found.masked_fill_(outside, self.background).cpu().numpy()
         doubt = np.zeros(shape, np.float16)
-        doubt[at] = uncertainty.masked_fill_(outside, 0).cpu().numpy()
+        doubt[tuple(at)] = uncertainty.masked_fill_(outside, 0).cpu().numpy()
+        if self._painted is not None:
+            self._keep_painted(labels, plane)
         return VolumePrediction(labels, doubt)
+
+    def _keep_painted(self, labels: NDArray[Any], plane: tuple[int, int] | None) -> None:
+        """Put what is painted over what is predicted, of the volume or of a plane."""
+        assert self._painted is not None
+        where, values, _ = self._painted
+        index = list(np.unravel_index(where, self._rows.shape))
+        if plane is not None:
+            here = index[plane[0]] == plane[1]
+            index, values = [along[here] for along in index], values[here]
+            index[plane[0]] = np.zeros_like(index[plane[0]])
+        labels[tuple(index)] = values
 
     def _smoothing(self) -> float:
         """Return the standard deviation of the Gaussian, voxels: what many labels say needs less of the neighbours'."""

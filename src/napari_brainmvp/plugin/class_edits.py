@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from napari_brainmvp.annotation.content import LabelClass
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.annotation.regions import Regions
@@ -17,9 +19,7 @@ class ClassEdits:
     project: AnnotationProject | None
     view: AnnotationView | None
     classes: ClassTable
-
-    def _refresh(self) -> None:
-        raise NotImplementedError
+    _refresh: Callable[[], None]
 
     def _know(self, value: int) -> None:
         """Make a class of a value that was painted, or bring it back; choose it, if it is what the brush paints."""
