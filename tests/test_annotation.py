@@ -131,14 +131,22 @@ def test_a_speckle_is_outvoted_but_not_what_is_painted():
     rows = np.arange(12**3, dtype=np.int32).reshape(shape)
     grid = Grid(shape, np.eye(4))
     placement = Placement(rows, grid, grid)
-    lesion = np.zeros(shape)
-    lesion[5:7, 5:7, 5:7] = 1
-    share = torch.from_numpy(lesion.ravel()).float()[placement.rows.long()]
-    asked, part, two = torch.stack([1 - share, share], 1), placement.part(2.0), np.array([0, 1], np.int32)
+    part, two = placement.part(2.0), np.array([0, 1], np.int32)
+
+    def ball(low: int, high: int) -> tuple[np.ndarray, torch.Tensor]:
+        lesion = np.zeros(shape)
+        lesion[low:high, low:high, low:high] = 1
+        share = torch.from_numpy(lesion.ravel()).float()[placement.rows.long()]
+        return lesion > 0, torch.stack([1 - share, share], 1)
+
+    lesion, asked = ball(5, 7)
     assert not placement.spread(asked, two, part)[0].any()
-    painted = placement.votes(rows[lesion > 0], np.ones(8, np.int64), 10.0)
-    assert placement.spread(asked, two, part, painted)[0].numpy()[lesion > 0].all()
+    painted = placement.votes(rows[lesion], np.ones(8, np.int64), 10.0)
+    assert placement.spread(asked, two, part, painted)[0].numpy()[lesion].all()
     assert placement.spread(asked, two, placement.part(1.0))[1].max() > 0.4  # with less of it there is doubt
+    _, asked = ball(4, 8)  # whole cells, which only the Gaussian takes
+    assert not placement.spread(asked, two, part)[0].any()
+    assert placement.spread(asked, two, placement.part(1.0))[0].numpy()[5:7, 5:7, 5:7].all()
 
 
 def test_every_voxel_of_the_head_is_heard_however_thin_it_is():
@@ -415,6 +423,19 @@ def test_any_integers_can_be_classes(features, few, many):
 def test_one_class_or_none_is_said(features, labels):
     with pytest.raises(BrainMVPError, match="at least two classes"):
         StudyPredictor(features).fit(labels)
+
+
+def test_what_is_painted_is_predicted_though_all_around_says_otherwise(features):
+    labels = strokes()
+    labels[20, 13, 18] = 2  # in the midst of a stroke of the other class
+    predictor = StudyPredictor(features, background=1)
+    predictor.fit(labels)
+    painted = (labels != 0) & (predictor._rows >= 0)
+    np.testing.assert_array_equal(predictor.predict_volume().labels[painted], labels[painted])
+    for axis in range(3):
+        index = (20, 13, 18)[axis]
+        layer, there = labels.take(index, axis), painted.take(index, axis)
+        np.testing.assert_array_equal(predictor.predict_slice(axis, index)[0][there], layer[there])
 
 
 def test_labels_that_cannot_be_fitted_leave_the_prediction_as_it_was(features):
