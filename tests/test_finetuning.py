@@ -585,6 +585,8 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
     # other labels that its classes make up, under other names: the next training starts from what it knows
     renamed = LabelDescription(regions={"lesion": (1, 2), "nucleus": (1,)})
     spec = spec_for(data, init=str(folder), labels=renamed, max_steps=1, learning_rate=1e-7)
+    (tmp_path / "second").mkdir()  # of a run with other labels that was stopped before its first checkpoint
+    (tmp_path / "second" / "parts.json").write_text("[[], [0], [1]]")
     second = finetune(spec, tmp_path / "second", cache=tmp_path / "cache")
     card = find_model(second).card
     assert (card.network.parts, card.activation) == (((), (0, 1), (0,)), "sigmoid")

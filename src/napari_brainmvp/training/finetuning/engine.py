@@ -148,12 +148,11 @@ class _Segmentation:
 
     def _kept_parts(self, folder: Path, train: Sequence[Case]) -> Parts:
         """Return what was found when training began, or find it: a resumed run must mean the same by its weights."""
-        path, begun = folder / "parts.json", has_checkpoint(folder)
-        earlier = self.run / "parts.json"  # once, the folds of a run shared it
-        for known in (path, earlier) if begun else (path,):
-            if known.is_file():
-                return tuple(tuple(map(int, unions)) for unions in json.loads(known.read_text(encoding="utf-8")))
-        if begun:
+        path = folder / "parts.json"
+        if has_checkpoint(folder):
+            for known in (path, self.run / "parts.json"):  # once, the folds of a run shared it
+                if known.is_file():
+                    return tuple(tuple(map(int, unions)) for unions in json.loads(known.read_text(encoding="utf-8")))
             return ()  # a run from before labels were unions
         self.progress(Progress("Comparing classes with labels"))
         parts = self._parts(train)

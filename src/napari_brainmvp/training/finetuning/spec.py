@@ -16,7 +16,6 @@ __all__ = ["PRESETS", "SCRATCH", "FinetuneSpec", "read_spec"]
 
 SCRATCH = "scratch"
 """In place of a model's name: random weights."""
-_SHARE = Field(ge=0, le=1)
 
 
 class FinetuneSpec(BaseModel):
