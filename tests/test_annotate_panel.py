@@ -678,6 +678,8 @@ def test_which_study_next_and_what_class_each_is_of(panel, view, qtbot, tmp_path
     qtbot.mouseClick(panel.everything, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: len(panel.view.probe.others) == 1 and panel.view.probe.ready, timeout=60_000)
     qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
+    part.removed.emit("case")  # once it has left, nothing is learned from it
+    qtbot.waitUntil(lambda: panel.view.probe.others == () and not panel.view.probe.busy, timeout=60_000)
 
 
 def on_two_slices(panel, qtbot) -> None:

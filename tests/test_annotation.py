@@ -826,37 +826,38 @@ def test_a_study_that_was_removed_comes_back_with_its_strokes(project, tmp_path,
     again.close()
 
 
-def test_a_class_leaves_where_nothing_is_painted_with_it(project, tmp_path):
-    core = LabelClass(value=3, name="Core", color="#112233")
+@pytest.mark.parametrize("value", [3, 2**40])
+def test_a_class_leaves_where_nothing_is_painted_with_it(project, tmp_path, value):
+    core = LabelClass(value=value, name="Core", color="#112233")
     project.set_classes((*default_classes(), core))
     for name in ("one", "two"):
         project.add_study(replace(lesion_study(tmp_path, name), labels=None))
     labels = project.labels("two")
     labels.record(strokes())
-    labels.record(np.where(strokes() == 2, 3, strokes()))
+    labels.record(np.where(strokes() == 2, value, strokes()))
     project.remove_study("two")
     project.close()
     again = AnnotationProject.open(tmp_path / "project")
-    for value, words in ((1, "background"), (9, "no class")):
+    for other, words in ((1, "background"), (9, "no class")):
         with pytest.raises(StudyError, match=words):
-            again.remove_class(value)
-    again.remove_class(3)  # the one study it is painted on is not there
+            again.remove_class(other)
+    again.remove_class(value)  # the one study it is painted on is not there
     again.add_study(lesion_study(tmp_path, "two"))
     assert (again.classes, again.removed_classes) == ((*default_classes(), core), ())  # and brings it back
     with pytest.raises(StudyError, match="Core is painted on two: erase it there"):
-        again.remove_class(3)
+        again.remove_class(value)
     labels = again.labels("two")
     assert labels.undo()
-    again.set_regions({"whole": (2, 3)})
+    again.set_regions({"whole": (2, value)})
     with pytest.raises(StudyError, match="part of the region whole"):
-        again.remove_class(3)
+        again.remove_class(value)
     again.set_regions({})
-    again.remove_class(3)
+    again.remove_class(value)
     assert (again.classes, again.removed_classes) == (default_classes(), (core,))
     again.close()
     last = AnnotationProject.open(tmp_path / "project")
     assert last.labels("two").redo()  # what was undone is painted with it
-    assert last.labels("two").written == {3}
+    assert last.labels("two").written == {value}
     last.know_values(last.labels("two").written)
     assert (last.classes, last.removed_classes) == ((*default_classes(), core), ())
     last.close()
