@@ -2,9 +2,9 @@
 
 For 1, 2 and 3 labelled cases, every arm sees the same cases, in the same order of crops, for the same number of steps,
 from the same seed; what differs is the start (``--init``, repeated, and always ``scratch``, the equal-schedule
-control) and whether templates are mixed in. Every arm is measured on the same held-out cases. Results are appended as
-JSON lines to ``--out``, and what is there already is not measured again, so that the script may be stopped and
-started at will. ``--summary`` prints means, paired differences and their spread.
+control; with ``--steps 0`` an untrained encoder) and whether templates are mixed in. Every arm is measured on the same
+held-out cases. Results are appended as JSON lines to ``--out``, and what is there already is not measured again, so
+that the script may be stopped and started at will. ``--summary`` prints means, paired differences and their spread.
 
     python benchmarks/transfer.py --init brain-encoder --work DIR --out transfer.jsonl
     python benchmarks/transfer.py --init brain-encoder --work DIR --out transfer.jsonl --real-gliomas DIR
@@ -32,7 +32,8 @@ import torch
 from napari_brainmvp.cli.synthesising import write_study
 from napari_brainmvp.inference import SegmentOptions
 from napari_brainmvp.io import StudyFiles, find_studies
-from napari_brainmvp.models import find_model, load_model
+from napari_brainmvp.models import find_model, load_model, save_model
+from napari_brainmvp.models.weights import build_network
 from napari_brainmvp.synthesis import LABEL_NAMES, SynthesisSpec, make_study
 from napari_brainmvp.training.evaluation import evaluate_segmentation
 from napari_brainmvp.training.finetuning import FinetuneSpec, finetune
@@ -133,6 +134,15 @@ def spec_for(arm: Arm, train: Sequence[Path], arguments: argparse.Namespace) -> 
     )
 
 
+def untrained(folder: Path, seed: int) -> str:
+    """Write the shipped encoder with random weights, for what a linear probe sees before any training."""
+    source = load_model(find_model("brain-encoder"), "pretraining")
+    torch.manual_seed(seed)
+    card = source.card.model_copy(update={"name": "untrained", "title": "Untrained encoder"})
+    shutil.rmtree(folder, ignore_errors=True)
+    return str(save_model(folder, card, build_network(card), source.templates))
+
+
 def run(arm: Arm, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train one arm and measure it."""
     train, test = cases_for(arguments, arm.seed, arm.cases)
@@ -140,6 +150,8 @@ def run(arm: Arm, arguments: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     started = time.perf_counter()
     spec = spec_for(arm, train, arguments)
+    if arm.init == SCRATCH and not arm.steps:
+        spec = spec.model_copy(update={"init": untrained(arguments.work / "untrained", arm.seed)})
     model = load_model(find_model(finetune(spec, folder, cache=arguments.work / "prepared")), arm.task)
     seconds = time.perf_counter() - started
     if arm.task == "segmentation":
