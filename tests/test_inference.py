@@ -167,6 +167,16 @@ def test_regions_are_painted_in_order(tmp_path):
     assert (expected == result.labels).mean() > 0.995
 
 
+def test_regions_made_of_classes_are_painted_where_the_likeliest_class_is(tmp_path):
+    spec = tiny_card().network.model_copy(update={"parts": ((), (0,), (1, 0), (0, 1, 2)), "out_channels": 3})
+    folder = tiny_model(tmp_path, "nested", network=spec, activation="sigmoid", channels=(2, 1, 3))
+    whole, core, inner = segment(study(), folder, replace(FLOAT, probabilities=True)).probabilities.astype(np.float32)
+    likeliest = np.stack([1 - whole, whole - core, core - inner, inner]).argmax(0)
+    found = segment(study(), folder, FLOAT).labels
+    assert (np.array([0, 2, 1, 3])[likeliest] == found).mean() > 0.995
+    assert len(np.unique(found)) > 2
+
+
 def test_progress_is_reported_and_cancel_works_within_a_window(model):
     seen, token = [], CancelToken()
 

@@ -219,6 +219,37 @@ def test_unions_have_the_sums_of_their_classes_probabilities(parts, overlapping)
         torch.testing.assert_close(found, torch.stack(sums, 1))
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ((), (0,), (0, 1), (0, 2, 1), (0,)),  # regions within each other
+        ((), (1,), (0,), (), (0,)),  # apart
+        ((), (0, 1), (0, 2), (3, 0)),  # a whole of which every part is a region
+    ],
+)
+def test_unions_are_decided_as_between_the_classes_inside(parts):
+    torch.manual_seed(0)
+    unions = Unions(parts, overlapping=True)
+    p = (3 * torch.randn(len(parts), 500)).softmax(0)
+    kinds = sorted({tuple(sorted(kind)) for kind in parts})
+    share = {kind: sum(p[k] for k, part in enumerate(parts) if tuple(sorted(part)) == kind) for kind in kinds}
+    likeliest = [kinds[k] for k in torch.stack([share[kind] for kind in kinds]).argmax(0).tolist()]
+    union = range(unions.out_channels)
+    given = torch.stack([sum(p[k] for k, part in enumerate(parts) if u in part) for u in union])
+    assert unions.decide(given).tolist() == [[u in kind for kind in likeliest] for u in union]
+    split = unions.split(given)
+    for kind, found in zip(unions.kinds, split, strict=True):
+        torch.testing.assert_close(found, share[kind])
+    assert not torch.equal(unions.decide(given), given > 0.5), "else the rule would not matter"
+
+
+def test_unions_that_do_not_tell_the_classes_are_decided_one_by_one():
+    unions = Unions([(), (0,), (1,), (0, 1)], overlapping=True)
+    given = torch.tensor([[0.6, 0.4], [0.55, 0.7]])
+    assert unions.split(given) is None
+    assert unions.decide(given).tolist() == [[True, False], [True, True]]
+
+
 def test_templates_are_looked_up_where_they_lie_and_get_gradients():
     templates = ModalityTemplates(("t1", "t2"), (4, 5, 6))
     with torch.no_grad():

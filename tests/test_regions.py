@@ -224,6 +224,14 @@ def test_classes_are_told_where_what_the_model_paints_cannot_tell_them(regions):
         assert set(np.unique(only_painted[values == 5])) == set(np.unique(only_painted[values == 3]))
 
 
+def test_a_model_that_tells_classes_apart_is_taken_at_its_word():
+    card = regions_card(BRATS)
+    inside = card.network.model_copy(update={"parts": ((), (0,), (0, 1), (0, 1, 2))})
+    unsure = np.array([0.8, 0.7, 0.45], np.float16).reshape(3, 1, 1, 1)  # nothing 0.2, oedema 0.1, core 0.25, else 0.45
+    assert region_classes(unsure, card.model_copy(update={"network": inside}), TUMOUR)[0, 0, 0] == 5
+    assert region_classes(unsure, card, TUMOUR)[0, 0, 0] == 3  # of three regions that are decided one by one
+
+
 def test_probabilities_that_are_rounded_to_certainty_still_say_something():
     torn = np.array([1, 0, 1], np.float16).reshape(3, 1, 1, 1)  # enhancing, but not core: no class is like that
     assert region_classes(torn, regions_card(BRATS), TUMOUR)[0, 0, 0] in (2, 5)

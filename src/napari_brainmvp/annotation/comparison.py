@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from napari_brainmvp.annotation.content import LabelClass
@@ -19,6 +20,7 @@ from napari_brainmvp.errors import StudyError
 from napari_brainmvp.inference import SegmentOptions, segment
 from napari_brainmvp.models import ModelCard, ModelEntry, list_models, name_digest
 from napari_brainmvp.models.sharing import path_digest, without_paths
+from napari_brainmvp.networks import Unions
 from napari_brainmvp.progress import CancelToken, ProgressCallback, no_progress
 from napari_brainmvp.study import Study
 from napari_brainmvp.training.labels import LabelDescription
@@ -154,11 +156,12 @@ def region_classes(
 ) -> NDArray[np.int64]:
     """Give every voxel the class whose regions fit a model of regions best.
 
-    That is the class with the largest product of p(r) over the regions r it is in, and 1 - p(r) over the others; the
-    background is in none. What the model paints would not do: where two regions overlap and neither holds the other,
-    the later one hides whether the earlier one is there, too, and a region that its parts make up has no class of its
-    own. Where regions lie within each other and the model agrees, both are the same. Of classes in the same regions,
-    which no such model tells apart, it is the first.
+    Where the model tells exclusive classes apart, that is the one whose regions are the most probable combination, as
+    the model itself decides. Otherwise it is the class with the largest product of p(r) over the regions r it is in,
+    and 1 - p(r) over the others; the background is in none. What the model paints would not do: where two regions
+    overlap and neither holds the other, the later one hides whether the earlier one is there, too, and a region that
+    its parts make up has no class of its own. Of classes in the same regions, which no such model tells apart, it is
+    the first.
 
     Parameters
     ----------
@@ -175,15 +178,27 @@ def region_classes(
     """
     described = LabelDescription.of_card(card)
     known = {v: name for v, name in described.labels.items() if any(v in members for members in described.members)}
-    sure = probabilities.astype(np.float32).clip(_RARE, 1 - _RARE)  # of half precision, 0 and 1 are no certainty
-    best = np.prod(1 - sure, axis=0)
+    fit = _fits(probabilities.astype(np.float32), card)
+    best = fit(np.zeros(len(probabilities), bool))
     out = np.full(best.shape, _background(classes), np.int64)
     for theirs, ours in _shared(known, card, classes):
-        within = np.array([theirs in members for members in described.members])
-        fit = np.prod(sure[within], axis=0) * np.prod(1 - sure[~within], axis=0)
-        better = fit > best
-        out[better], best[better] = ours, fit[better]
+        found = fit(np.array([theirs in members for members in described.members]))
+        better = found > best
+        out[better], best[better] = ours, found[better]
     return out
+
+
+def _fits(probabilities: NDArray[np.float32], card: ModelCard) -> Callable[[NDArray[np.bool_]], NDArray[np.float32]]:
+    """Return what says how well being within some of the regions (R,), and in no other, fits each voxel."""
+    if card.network.parts:
+        unions = Unions(card.network.parts, overlapping=True)
+        shares = unions.split(torch.from_numpy(probabilities))
+        if shares is not None:
+            known = dict(zip(unions.kinds, shares.numpy(), strict=True))
+            never = np.zeros(probabilities.shape[1:], np.float32)
+            return lambda within: known.get(tuple(np.flatnonzero(within).tolist()), never).copy()
+    sure = probabilities.clip(_RARE, 1 - _RARE)  # of half precision, 0 and 1 are no certainty
+    return lambda within: np.prod(sure[within], axis=0) * np.prod(1 - sure[~within], axis=0)
 
 
 def _background(classes: Sequence[LabelClass]) -> int:

@@ -65,10 +65,15 @@ class StudyPredictor:
     """
 
     def __init__(
-        self, features: StudyFeatures, background: int = 0, spec: ProbeSpec | None = None, device: str = "auto"
+        self,
+        features: StudyFeatures,
+        background: int = 0,
+        spec: ProbeSpec | None = None,
+        device: str = "auto",
+        known: Sequence[int] = (),
     ) -> None:
         self.features, self.background = features, background
-        self.probe = Probe(features.names, background, spec)
+        self.probe = Probe(features.names, background, spec, known)
         self._rows = native_rows(features)
         self._placement = Placement(features.rows, features.grid, features.source)
         self._sample = torch.arange(0, features.count, max(1, features.count // _UNLABELLED))
@@ -102,7 +107,7 @@ class StudyPredictor:
         """
         painted = labels != 0
         mine = labelled_voxels(self.features, labels, self._rows, painted)
-        if not others and len(np.unique(mine.labels)) < 2 <= len(np.unique(labels[painted])):
+        if not (others or self.probe.known) and len(np.unique(mine.labels)) < 2 <= len(np.unique(labels[painted])):
             raise BrainMVPError(
                 "The strokes of a class all lie in the black outside the head, where nothing is learned: paint the "
                 "background inside the head, where nothing is wrong."
@@ -228,7 +233,7 @@ class StudyPredictor:
             self.probe.fit(Lesson(some, np.arange(len(some)) % 2), 0)
             self.predict_volume()
             self.predict_slice(2, self._rows.shape[2] // 2)
-            self.probe = Probe(self.features.names, self.background, self.probe.spec)
+            self.probe = Probe(self.features.names, self.background, self.probe.spec, self.probe.known)
 
     def _retreat(self, device: torch.device) -> None:
         logger.warning("%s has no memory left for predicting this study: the processor does.", device)

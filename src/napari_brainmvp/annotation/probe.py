@@ -127,10 +127,14 @@ class Probe:
     background : int
         Label value of what is nothing of interest.
     spec : ProbeSpec
+    known : sequence of int
+        The label value of each of the network's classes, where that is known; else it is found out from the labels.
     """
 
-    def __init__(self, names: Sequence[str], background: int = 0, spec: ProbeSpec | None = None) -> None:
-        self.spec, self.background = spec or ProbeSpec(), background
+    def __init__(
+        self, names: Sequence[str], background: int = 0, spec: ProbeSpec | None = None, known: Sequence[int] = ()
+    ) -> None:
+        self.spec, self.background, self.known = spec or ProbeSpec(), background, tuple(known)
         self.classes: tuple[int, ...] = ()
         self._features = sum(not name.startswith(CLASS) for name in names)
         if any(name.startswith(CLASS) for name in names[: self._features]):
@@ -141,6 +145,7 @@ class Probe:
         )
         self._weights: list[Tensor] = []
         self._unions: Tensor | None = None
+        self._seen: frozenset[int] = frozenset()
 
     def fit(
         self,
@@ -170,26 +175,30 @@ class Probe:
         """
         if elsewhere is None:
             elsewhere = Lesson(here.values[:0], here.labels[:0])
-        count = len(here.labels)
-        classes, numbers = np.unique(np.concatenate([here.labels, elsewhere.labels]), return_inverse=True)
+        count, total = len(here.labels), len(here.labels) + len(elsewhere.labels)
+        painted = np.concatenate([here.labels, elsewhere.labels, np.array(self.known, np.int64)])
+        classes, numbers = np.unique(painted, return_inverse=True)
         if len(classes) < 2:
             raise BrainMVPError(
                 "The probe needs voxels of at least two classes: paint some background as well as some of what you "
                 "are looking for."
             )
         values = torch.cat([here.values, elsewhere.values])
-        target = torch.from_numpy(numbers.astype(np.int64))
+        target = torch.from_numpy(numbers[:total].astype(np.int64))
         unlabelled = unlabelled if unlabelled is not None and len(unlabelled) else None
         found = tuple(int(c) for c in classes)
         unions = self._match(found, values, target, unlabelled)
         prior = self._prior(values, unions, len(found))
         values = values[:, : self._features].float()
         worth = here.weight, min(self.spec.elsewhere, elsewhere.weight)
-        if found != self.classes or not _same(unions, self._unions):
-            self._unions = unions
+        seen = frozenset(target.unique().tolist())
+        if found != self.classes or seen != self._seen or not _same(unions, self._unions):
+            self._unions, self._seen = unions, seen
             counts = (count, len(target) - count)
             each = torch.cat([torch.full((n,), w / max(1, n)) for w, n in zip(worth, counts, strict=True)])
             self._start(found, values, target, prior, each)
+        if not total:  # what the network says stands
+            return
         with torch.inference_mode(), use_threads(1):  # so few voxels are done before a second core has woken up
             labelled = Voxels(values, prior, F.one_hot(target, len(classes)).float())
             parts = [
@@ -215,7 +224,8 @@ class Probe:
             return 0.0
         background = self.classes.index(self.background)
         right = (prior.argmax(1) == background) == (target == background)
-        rates = [float(right[part].float().mean()) for part in (target == background, target != background)]
+        parts = [right[part] for part in (target == background, target != background)]
+        rates = [float(part.float().mean()) if len(part) else 1.0 for part in parts]
         return max(0.0, sum(rates) - 1)
 
     def _believed(self, values: Tensor) -> Voxels:
@@ -233,6 +243,8 @@ class Probe:
         """
         if not (self.spec.trust and values.shape[1] > self._features and self.background in classes):
             return None
+        if self.known:
+            return F.one_hot(torch.tensor([classes.index(value) for value in self.known]), len(classes)).float()
         order = [classes.index(self.background), *(k for k, c in enumerate(classes) if c != self.background)]
         probabilities = values[:, self._features :].float().exp()
         means = torch.stack([probabilities[target == k].mean(0) for k in order])

@@ -19,6 +19,7 @@ from napari_brainmvp.inference.reconstruct import ReconstructionOptions, impute_
 from napari_brainmvp.inference.result import SegmentationResult, measure
 from napari_brainmvp.inference.windows import SlidingWindow
 from napari_brainmvp.models import LoadedModel, ModelCard, find_model, load_model
+from napari_brainmvp.networks import Unions
 from napari_brainmvp.preparation import PreparedStudy, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.study import Grid, Study, modality
@@ -180,10 +181,19 @@ def fill_missing(prepared: PreparedStudy, model: LoadedModel) -> tuple[Tensor, l
 
 
 def decide_labels(probabilities: Tensor, prepared: PreparedStudy, card: ModelCard, target: Grid) -> NDArray[Any]:
-    """Turn channel probabilities (K, X, Y, Z) into label values on the target grid."""
+    """Turn channel probabilities (K, X, Y, Z) into label values on the target grid.
+
+    Exclusive classes by the most probable one, regions made of such by the most probable combination of regions; other
+    regions each by itself, where it is more probable than not. Of several regions, a voxel gets the last one's value.
+    """
     values = np.array(card.channels, np.uint16 if max(card.channels, default=0) > 255 else np.uint8)
     if card.activation == "softmax":
         labels: NDArray[Any] = values[prepared.restore_classes(probabilities, target)]
+        return labels
+    unions = Unions(card.network.parts, overlapping=True) if card.network.parts else None
+    if unions is not None and (shares := unions.split(probabilities)) is not None:
+        last = [values[kind[-1]] if kind else 0 for kind in unions.kinds]
+        labels = np.array(last, values.dtype)[prepared.restore_classes(shares, target)]
         return labels
     labels = np.zeros(target.shape, values.dtype)
     for value, region in zip(values, probabilities, strict=True):

@@ -126,6 +126,52 @@ class Unions(nn.Module):
         columns = logits.float().unbind(1)
         return torch.stack([self._union(columns, k) for k in range(self.out_channels)], 1)
 
+    @property
+    def kinds(self) -> tuple[tuple[int, ...], ...]:
+        """The different sets of unions that a voxel can be in: that of none first, then those of the classes."""
+        return tuple(dict.fromkeys(((), *(tuple(sorted(unions)) for unions in self.parts))))
+
+    def split(self, probabilities: Tensor) -> Tensor | None:
+        """Tell how probable each of :attr:`kinds` is, from how probable the unions are.
+
+        A union's probability is the sum over the kinds it is in. That is solved for the kinds, where it determines
+        them, as it does for regions that lie within each other or apart.
+
+        Parameters
+        ----------
+        probabilities : Tensor of shape (U, ...), float32, 0..1
+
+        Returns
+        -------
+        Tensor of shape (kinds, ...), float32, 0..1, or None
+            None where the unions do not tell.
+        """
+        kinds = self.kinds[1:]
+        member = torch.tensor([[union in kind for kind in kinds] for union in range(self.out_channels)]).double()
+        if int(torch.linalg.matrix_rank(member)) < len(kinds):
+            return None
+        inside = torch.tensordot(torch.linalg.pinv(member).to(probabilities), probabilities, 1)
+        return torch.cat([1 - inside.sum(0, keepdim=True), inside]).clamp_(0, 1)
+
+    def decide(self, probabilities: Tensor) -> Tensor:
+        """Tell which unions (U, ...), bool, a voxel is in: those of the most probable of :attr:`kinds`.
+
+        So it is decided as between the exclusive classes inside, and a small region within a larger one is found where
+        it is likelier than the rest of that and than nothing, not only where it is likelier than both together. Where
+        the unions do not tell the kinds, each is decided by itself, at one half.
+
+        Examples
+        --------
+        >>> within = Unions([(), (0,), (0, 1)], overlapping=True)
+        >>> within.decide(torch.tensor([0.8, 0.45])).tolist()  # nothing 0.2, the outer part 0.35, the inner one 0.45
+        [True, True]
+        """
+        shares = self.split(probabilities)
+        if shares is None:
+            return probabilities > 0.5
+        member = torch.tensor([[union in kind for kind in self.kinds] for union in range(self.out_channels)])
+        return member.to(shares.device)[:, shares.argmax(0)]
+
     def _union(self, columns: Sequence[Tensor], union: int) -> Tensor:
         pairs = list(zip(columns, self.parts, strict=True))
         inside = torch.stack([z for z, unions in pairs if union in unions]).logsumexp(0)

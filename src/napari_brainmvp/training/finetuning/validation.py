@@ -78,7 +78,7 @@ class CropValidation:
                 logits = model.predict(batch).float()
             target, labelled = truth(batch["rows"], model.table)
             losses.append(float(segmentation_loss(logits, target, labelled, model.activation, model.spec.dice)))
-            found = decide(logits, model.activation) * labelled
+            found = decide(logits, model.activation, model.network.unions) * labelled
             pairs = ((found * target), found, target)
             sums += [part[:, first:].sum((0, 2, 3, 4)).cpu().numpy() for part in pairs]
             rows.append(_row(batch["image"], target[:, first:], found[:, first:]))
@@ -192,10 +192,10 @@ def fit_temperature(logits: Tensor, target: Tensor, activation: Activation, unio
     return chosen
 
 
-def decide(logits: Tensor, activation: Activation) -> Tensor:
-    """Turn logits (B, K, ...) into 0 and 1 of the same shape: the largest, or all above 0 for regions."""
+def decide(logits: Tensor, activation: Activation, unions: Unions | None = None) -> Tensor:
+    """Turn logits (B, K, ...) into 0 and 1 of the same shape, as :func:`~napari_brainmvp.inference.segment` decides."""
     if activation == "sigmoid":
-        return (logits > 0).float()
+        return _regions(logits.sigmoid().movedim(1, 0), unions).movedim(0, 1).float()
     return F.one_hot(logits.argmax(1), logits.shape[1]).movedim(-1, 1).float()
 
 
@@ -266,9 +266,9 @@ def measure(
             missing = [k for k, present in enumerate(there) if not present]
             images[missing] = model.templates.fill(shape).cpu()[missing] * foreground
         window = SlidingWindow(patch, 0.5, 0, fabric.device, choose_dtype(fabric.device))
-        activation = torch.sigmoid if model.activation == "sigmoid" else _softmax
-        probabilities = window(model.network, images, foreground, activation, cancel=cancel)
-        decided = probabilities > 0.5 if model.activation == "sigmoid" else _one_hot(probabilities)[1:]
+        sigmoid = model.activation == "sigmoid"
+        probabilities = window(model.network, images, foreground, torch.sigmoid if sigmoid else _softmax, cancel=cancel)
+        decided = _regions(probabilities, model.network.unions) if sigmoid else _one_hot(probabilities)[1:]
         rows = labels.rows(np.asarray(study.labels))
         part = (slice(None), slice(None), slice(*case.slices) if case.slices else slice(None))
         seen = rows[part] >= 0
@@ -285,6 +285,10 @@ def measure(
 
 def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(1)
+
+
+def _regions(probabilities: Tensor, unions: Unions | None) -> Tensor:
+    return probabilities > 0.5 if unions is None else unions.decide(probabilities)
 
 
 def _one_hot(probabilities: Tensor) -> Tensor:
