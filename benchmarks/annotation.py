@@ -7,9 +7,10 @@ height). Protocol ``strokes``: on the same slices one thin stroke per visible cl
 corrective stroke on the largest error. Protocol ``across``: a probe of the ``--teachers``, labelled as in ``slices``,
 predicts every other study, of which nothing is labelled. Protocol ``second``: every study gets strokes one by one (one
 per visible class on the slice at 50 %, then corrections), alone and after ``--before`` others (those ahead of it in the
-order of their names) have had theirs. The forest sees Gaussian means (sigma 0, 1, 2, 4, 8 voxels) and the gradient
-magnitude of each modality, as is customary. Without a path, held-out synthetic gliomas serve. Real studies only
-measure: nothing is trained that stays.
+order of their names) have had theirs. Protocol ``corrections``: every stroke is a correction of what the model
+``--model`` predicts, a fine-tuned one; ``--only`` names the studies, which it was not trained on. The forest sees
+Gaussian means (sigma 0, 1, 2, 4, 8 voxels) and the gradient magnitude of each modality, as is customary. Without a
+path, held-out synthetic gliomas serve. Real studies only measure: nothing is trained that stays.
 
 ``--parts times`` gives the seconds of the features, of a stroke to the visible slice, and to the volume; on a CUDA
 machine those of the features a second time, too, as the first time includes the start of CUDA.
@@ -30,6 +31,8 @@ import torch
 from scipy import ndimage
 from sklearn.ensemble import RandomForestClassifier
 
+from napari_brainmvp.annotation.comparison import known_classes
+from napari_brainmvp.annotation.content import LabelClass
 from napari_brainmvp.annotation.features import StudyFeatures, compute_features
 from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor, labelled_voxels
 from napari_brainmvp.annotation.probe import ProbeSpec
@@ -38,10 +41,15 @@ from napari_brainmvp.models import find_model, load_model
 from napari_brainmvp.study import Study
 from napari_brainmvp.synthesis import SynthesisSpec, make_study
 from napari_brainmvp.training.default_model import HELD_OUT
+from napari_brainmvp.training.labels import LABEL_PRESETS
 
 SHARE, ROUNDS, STROKES = 0.05, 10, 20
 REGIONS = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
 BACKGROUND = 9
+CLASSES = (
+    LabelClass(value=BACKGROUND, name="Background", color="#4a90d9", background=True),
+    *(LabelClass(value=v, name=n, color="#d1495b") for v, n in LABEL_PRESETS["brats"].labels.items()),
+)
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
@@ -161,8 +169,14 @@ class Forest:
 class InstantProbe:
     """Ours."""
 
-    def __init__(self, features: StudyFeatures, spec: ProbeSpec, others: tuple[LabelledVoxels, ...] = ()) -> None:
-        self.predictor, self.others = StudyPredictor(features, BACKGROUND, spec), others
+    def __init__(
+        self,
+        features: StudyFeatures,
+        spec: ProbeSpec,
+        others: tuple[LabelledVoxels, ...] = (),
+        known: tuple[int, ...] = (),
+    ) -> None:
+        self.predictor, self.others = StudyPredictor(features, BACKGROUND, spec, known=known), others
 
     def __call__(self, labels: np.ndarray) -> np.ndarray:
         """Fit and predict."""
@@ -279,6 +293,16 @@ def second(
     return {kind: {"studies": table, "mean by strokes": by_strokes(table)} for kind, table in tables.items()}
 
 
+def corrections(truth: np.ndarray, predict: Predict) -> list[dict[str, float]]:
+    """Dice of what a model predicts, and after each stroke on its largest error."""
+    labels, scores = np.zeros_like(truth), []
+    for _ in range(STROKES + 1):
+        found = predict(labels)
+        scores.append(dice(found, truth))
+        correct(labels, truth, found)
+    return scores
+
+
 def by_strokes(table: dict[str, list[dict[str, float]]]) -> dict[int, Any]:
     """Average over studies that have had the same number of strokes."""
     first = max(STROKES + 1 - len(scores) for scores in table.values())
@@ -294,6 +318,8 @@ def main() -> None:
     parser.add_argument("--parts", default="slices,strokes,times")
     parser.add_argument("--teachers", nargs="+", default=[], help="names of studies, for --parts across")
     parser.add_argument("--before", type=int, nargs="+", default=[1, 3], help="studies, for --parts second")
+    parser.add_argument("--model", help="start from this model, by name or folder; default the one that ships")
+    parser.add_argument("--only", nargs="+", default=[], help="names of studies")
     parser.add_argument("--trust", type=float, default=ProbeSpec.trust, help="in the default model; 0 for none")
     parser.add_argument("--without-forest", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
@@ -301,7 +327,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     parts, spec = arguments.parts.split(","), ProbeSpec(trust=arguments.trust)
-    model = load_model(find_model())
+    model = load_model(find_model(arguments.model))
+    known = known_classes(model.card, CLASSES) if "corrections" in parts else ()
     table: dict[str, object] = {
         "model": model.card.name,
         "sha256": model.card.sha256,
@@ -311,6 +338,8 @@ def main() -> None:
     rows: dict[str, dict[str, object]] = {}
     cases: dict[str, tuple[StudyFeatures, np.ndarray]] = {}
     for study in load_studies(arguments.real_gliomas, arguments.synthetic):
+        if arguments.only and study.name not in arguments.only:
+            continue
         truth = truth_of(study)
         started = clock()
         features = compute_features(study, model)
@@ -323,6 +352,8 @@ def main() -> None:
             row["slices, probe"] = protocol_slices(truth, InstantProbe(features, spec), arguments.seed)
         if "strokes" in parts:
             row["strokes, probe"] = protocol_strokes(truth, InstantProbe(features, spec))
+        if "corrections" in parts:
+            row["corrections"] = corrections(truth, InstantProbe(features, spec, known=known))
         if "times" in parts:
             row["times"] = timings(features, truth)
         if not arguments.without_forest and {"slices", "strokes"} & set(parts):

@@ -18,7 +18,7 @@ from vispy.app.canvas import MouseEvent
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
 from conftest import full_disk
-from models_for_tests import COLORS, NAMES, tiny_model
+from models_for_tests import COLORS, NAMES, tiny_card, tiny_model
 from napari_brainmvp.annotation.content import LabelClass, default_classes
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.project import AnnotationProject
@@ -739,20 +739,36 @@ def test_a_model_grows_from_the_strokes_and_is_compared_on_the_next_study(
     qtbot.waitUntil(lambda: not panel.view.probe.busy, timeout=60_000)
 
 
-@pytest.fixture
-def known(panel, qtbot, tmp_path, home):
-    """A model of the project, and a study painted on two slices exactly as that model finds it: no probe knows that."""
+def own_model(panel, tmp_path, home, **changes):
+    """A model of the project, and what it finds in the study."""
     from napari_brainmvp.annotation.comparison import newest_model, predict_classes
     from napari_brainmvp.training.finetuning import FinetuneSpec
 
     data = tmp_path / "project" / "datasets" / "one"
     data.mkdir(parents=True)
     recipe = FinetuneSpec(data=({"path": str(data)},)).recipe()
-    tiny_model(home / "models", "mine", training={"recipe": recipe})
+    tiny_model(home / "models", "mine", training={"recipe": recipe}, **changes)
     named = (LabelClass(value=k + 2, name=name, color=COLORS[k]) for k, name in enumerate(NAMES))
     panel.project.set_classes((default_classes()[0], *named))
+    return predict_classes(lesion_study(), newest_model(panel.project), panel.project.classes)
+
+
+@pytest.fixture
+def known(panel, qtbot, tmp_path, home):
+    """A model of classes, and a study painted on two slices exactly as that model finds it: no probe knows that."""
+    found = own_model(panel, tmp_path, home)
     begin(panel, qtbot)
-    found = predict_classes(panel.view.study, newest_model(panel.project), panel.project.classes)
+    paint(panel, qtbot, on_slices(found.labels))
+    return found
+
+
+@pytest.fixture
+def regional(panel, qtbot, tmp_path, home):
+    """The same with a model of regions that are decided one by one: there is nothing in it to start from."""
+    network = tiny_card().network.model_copy(update={"out_channels": 3})
+    found = own_model(panel, tmp_path, home, activation="sigmoid", channels=(1, 2, 3), network=network)
+    assert found.known == ()
+    begin(panel, qtbot)
     paint(panel, qtbot, on_slices(found.labels))
     return found
 
@@ -780,7 +796,73 @@ def better(panel, qtbot) -> str:
     return part.status.text().split(". ", 1)[1]
 
 
-def test_the_better_model_takes_over_until_the_next_stroke(panel, known, viewer, qtbot, home):
+def follows(panel, qtbot) -> None:
+    """Wait for strokes to correct the model."""
+    qtbot.waitUntil(lambda: panel.view.probe._led is not None and not panel.view.probe.busy, timeout=90_000)
+
+
+def test_strokes_correct_the_better_model(panel, known, viewer, qtbot, home):
+    part, view = panel.finetune, panel.view
+    assert not part.use.isVisible()
+    assert "model is better" in better(panel, qtbot)
+    before = view.probe.prediction.copy()
+    qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
+    shown = viewer.layers["Prediction of mine"]
+    np.testing.assert_array_equal(native(shown), known.labels)  # at once
+    assert not shown.editable
+    assert part.use.text() == "Use the probe"
+    follows(panel, qtbot)
+    qtbot.waitUntil(lambda: "follows your strokes" in panel.status.text(), timeout=60_000)
+    assert np.shares_memory(native(shown), view.probe.prediction)
+    inside = truth() > 0
+    assert (view.probe.prediction == known.labels)[inside].mean() > 0.9
+    assert (view.probe.prediction != before).any()
+    here = np.zeros(SHAPE, bool)
+    here[14:26, 14:26, MIDDLE - 8] = inside[14:26, 14:26, MIDDLE - 8]
+    wrong = next(value for value in (2, 3, 4) if (known.labels[here] != value).all() or value == 4)
+    native(view.layer)[here] = wrong
+    with qtbot.waitSignal(view.probe.updated, timeout=60_000, check_params_cb=lambda whole: whole):
+        view.layer.events.paint(value=[])
+    assert view.model == "mine"
+    assert (view.probe.prediction[here] == wrong).all()
+    assert (view.probe.prediction[14:26, 14:26, MIDDLE - 7] == wrong).mean() > 0.5  # beyond what is painted, too
+
+    qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: not view.probe.busy, timeout=60_000)
+    assert (view.model, part.use.text(), native(viewer.layers["Prediction"]).any()) == ("", "Use the model", True)
+    shutil.rmtree(home / "models" / "mine")
+    qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)  # what it found is there, but not the model
+    qtbot.waitUntil(lambda: view.model == "" and "no model" in panel.status.text(), timeout=60_000)
+    qtbot.waitUntil(lambda: not view.probe.busy, timeout=60_000)
+
+
+def test_a_study_that_nothing_is_painted_on_begins_with_the_model(panel, viewer, qtbot, tmp_path, home):
+    found = own_model(panel, tmp_path, home)
+    begin(panel, qtbot)
+    part, view = panel.finetune, panel.view
+    assert (part.use.text(), part.use.isVisible()) == ("Begin with the model", True)
+    qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: view.model == "mine", timeout=60_000)
+    np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), found.labels)
+    assert panel.tools["next_slice"].isEnabled()
+    follows(panel, qtbot)
+    assert "your strokes correct" in panel.status.text()
+    np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), found.labels)  # until there is a stroke
+    with qtbot.waitSignal(view.probe.updated, timeout=60_000, check_params_cb=lambda whole: whole):
+        stroke(panel, qtbot, 2)  # a single class is enough
+    assert (view.probe.prediction == found.labels)[truth() > 0].mean() > 0.5
+    native(view.layer)[...] = 0
+    view.layer.events.paint(value=[])
+    panel.tools["undo"].click()
+    panel.tools["undo"].click()
+    qtbot.waitUntil(lambda: not view.probe.busy, timeout=60_000)
+    qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
+    assert (view.model, native(viewer.layers["Prediction"]).any()) == ("", False)
+    assert part.use.text() == "Begin with the model"
+    assert not panel.project.labels("case").labels.any()
+
+
+def test_the_better_model_of_regions_is_shown_until_the_next_stroke(panel, regional, viewer, qtbot, home):
     part, view, layer = panel.finetune, panel.view, panel.view.layer
     assert not part.use.isVisible()
     probe = native(viewer.layers["Prediction"]).copy()
@@ -789,16 +871,16 @@ def test_the_better_model_takes_over_until_the_next_stroke(panel, known, viewer,
     np.testing.assert_array_equal(native(viewer.layers["Prediction"]), probe)  # nothing changes unasked
     shutil.rmtree(home / "models" / "mine")  # what it found is kept: the model is not run again
     qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
-    np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), known.labels)
+    np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), regional.labels)
     assert not viewer.layers["Prediction of mine"].editable  # nobody would save what is painted there
-    np.testing.assert_array_equal(native(viewer.layers["Uncertainty"]), known.uncertainty)
-    assert "prediction of mine, not the probe's" in panel.status.text()
+    np.testing.assert_array_equal(native(viewer.layers["Uncertainty"]), regional.uncertainty)
+    assert "prediction of mine, until" in panel.status.text()
     assert part.use.text() == "Use the probe"
     assert part.use.shortcut().toString() == "Alt+Shift+Q"
 
     viewer.dims.set_point(0, layer.data_to_world((MIDDLE, 0, 0))[0])
     before = native(layer)[..., MIDDLE].copy()
-    here = known.labels[..., MIDDLE]
+    here = regional.labels[..., MIDDLE]
     i, j = next((i, j) for i, j in np.argwhere((before == 0) & (here > 1)))
     viewer.cursor.position = layer.data_to_world((MIDDLE, j, i))
     panel.toolbox.here.activated.emit()
@@ -808,7 +890,7 @@ def test_the_better_model_takes_over_until_the_next_stroke(panel, known, viewer,
     np.testing.assert_array_equal(taken[new], here[new])
     np.testing.assert_array_equal(taken[before != 0], before[before != 0])
     assert "Shown is the prediction of mine" in panel.status.text()  # it goes on being shown, to take over more of it
-    np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), known.labels)
+    np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), regional.labels)
 
     qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: not view.probe.busy, timeout=60_000)
@@ -816,18 +898,18 @@ def test_the_better_model_takes_over_until_the_next_stroke(panel, known, viewer,
     assert not viewer.layers["Prediction"].editable
     assert np.shares_memory(native(viewer.layers["Prediction"]), view.probe.prediction)
     qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
-    np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), known.labels)
+    np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), regional.labels)
     with qtbot.waitSignal(view.probe.updated, timeout=60_000, check_params_cb=lambda whole: whole):
         stroke(panel, qtbot, 2)
     assert (view.model, part.use.text()) == ("", "Use the model")
     np.testing.assert_array_equal(native(viewer.layers["Prediction"]), view.probe.prediction)
-    assert (view.probe.prediction != known.labels).any()
+    assert (view.probe.prediction != regional.labels).any()
     assert "follows your strokes" in panel.status.text()
 
 
-def test_taking_over_from_a_model_never_paints_over_a_stroke(panel, known, viewer, qtbot):
+def test_taking_over_from_a_model_of_regions_never_paints_over_a_stroke(panel, regional, viewer, qtbot):
     view, layer = panel.view, panel.view.layer
-    wrong = np.where(known.labels > 1, 1, 2)
+    wrong = np.where(regional.labels > 1, 1, 2)
     better(panel, qtbot)
     panel.live.setChecked(False)
     native(layer)[10:20, 10:20, MIDDLE + 1] = wrong[10:20, 10:20, MIDDLE + 1]
@@ -838,7 +920,7 @@ def test_taking_over_from_a_model_never_paints_over_a_stroke(panel, known, viewe
         viewer.dims.set_point(0, layer.data_to_world((k, 0, 0))[0])
         panel.tools["take_over_slice"].click()
     both_slices = native(layer)[..., MIDDLE : MIDDLE + 2]
-    before, found = painted[..., MIDDLE : MIDDLE + 2], known.labels[..., MIDDLE : MIDDLE + 2]
+    before, found = painted[..., MIDDLE : MIDDLE + 2], regional.labels[..., MIDDLE : MIDDLE + 2]
     np.testing.assert_array_equal(both_slices, np.where(before != 0, before, found))
     np.testing.assert_array_equal(panel.project.labels("case").labels, native(layer))
     panel.tools["undo"].click()

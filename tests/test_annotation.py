@@ -23,7 +23,7 @@ from conftest import full_disk
 from models_for_tests import tiny_card, tiny_model
 from napari_brainmvp.annotation import lock, prediction
 from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
-from napari_brainmvp.annotation.comparison import as_classes, check_unseen, compare, newest_model
+from napari_brainmvp.annotation.comparison import as_classes, check_unseen, compare, known_classes, newest_model
 from napari_brainmvp.annotation.content import LabelClass, classes_of, default_classes
 from napari_brainmvp.annotation.export import export_dataset
 from napari_brainmvp.annotation.features import CLASS, _Columns, compute_features
@@ -265,6 +265,49 @@ def test_the_network_is_believed_where_nothing_is_labelled_and_the_hand_where_it
     found = np.array(trusting.classes)[trusting.predict(values).argmax(1).numpy()]
     assert (found[: lesion // 2] == 1).mean() > 0.9
     assert (found[lesion // 2 : lesion] == 7).mean() > 0.8
+
+
+def test_where_the_networks_classes_are_known_it_needs_no_stroke_and_one_corrects_it():
+    rng = np.random.default_rng(0)
+    says = np.full((3000, 3), 0.05, np.float32)
+    says[:300, 2] = says[300:, 0] = 0.9
+    features = rng.standard_normal((3000, 12)).astype(np.float32)
+    features[150:300, -1] += 6
+    values = torch.from_numpy(np.concatenate([features, np.log(says)], 1)).bfloat16()
+    names = [*map(str, range(12)), *(f"{CLASS}{k}" for k in range(3))]
+    probe = Probe(names, 1, known=(1, 1, 7))
+
+    def found() -> np.ndarray:
+        return np.array(probe.classes)[probe.predict(values).argmax(1).numpy()]
+
+    probe.fit(Lesson(values[:0], np.zeros(0, np.int64)), unlabelled=values[::2])
+    assert probe.classes == (1, 7)
+    np.testing.assert_array_equal(found(), np.where(np.arange(3000) < 300, 7, 1))
+    probe.fit(Lesson(values[150:225], np.full(75, 1), 10), unlabelled=values[::2])  # background, and nothing else
+    assert (found()[150:300] == 1).mean() > 0.9
+    assert (found()[:150] == 7).mean() > 0.9
+    probe.fit(Lesson(values[[*range(150, 225), *range(900, 950)]], np.repeat([1, 4], [75, 50]), 12))  # it knows no 4
+    assert probe.classes == (1, 4, 7)
+
+
+def test_the_values_of_a_networks_classes_go_by_names_and_regions():
+    classes = tuple(
+        LabelClass(value=v, name=n, color="#112233", background=v == 5)
+        for v, n in ((5, "Rest"), (6, "grey matter"), (9, "CSF"), (7, "Mine"))
+    )
+    assert known_classes(tiny_card(), classes) == (5, 9, 6, 5)  # white matter is no class of the project
+    spec = tiny_card().network
+    merged = tiny_card(network=spec.model_copy(update={"parts": ((0,), (1,), (1,), (2,), (3,))}))
+    assert known_classes(merged, classes) == (5, 9, 9, 6, 5)
+    two = {"activation": "sigmoid", "channels": (1, 2), "labels": tiny_card().labels[:2]}
+    inside = spec.model_copy(update={"parts": ((), (0,), (1, 0)), "out_channels": 2})
+    regions = {"labels": {1: "CSF", 2: "Grey matter"}, "regions": {"all": (1, 2), "part": (2,)}}
+    nested = tiny_card(network=inside, training={"labels": regions}, **two)
+    assert known_classes(nested, classes) == (5, 9, 6)
+    alone = nested.model_copy(update={"network": spec.model_copy(update={"out_channels": 2})})
+    assert known_classes(alone, classes) == ()
+    with pytest.raises(StudyError, match="none of the classes"):
+        known_classes(tiny_card(), classes[:1])
 
 
 def test_classes_are_found_whatever_columns_the_first_study_has(model):

@@ -32,6 +32,7 @@ __all__ = [
     "as_classes",
     "check_unseen",
     "compare",
+    "known_classes",
     "newest_model",
     "predict_classes",
     "region_classes",
@@ -65,6 +66,23 @@ class Comparison:
         """Whether the model has the higher mean Dice."""
         return float(np.mean(list(self.model.values()))) > float(np.mean(list(self.probe.values())))
 
+    def verdict(self, name: str, study: str = "") -> str:
+        """Say which is better.
+
+        Parameters
+        ----------
+        name : str
+            The model's.
+        study : str
+            On which study, where that is not the one that is open.
+        """
+        probe, model = (sum(scores.values()) / len(scores) for scores in (self.probe, self.model))
+        better = "The model is better here" if self.model_is_better else "The probe is better: go on"
+        if study:
+            better = f"The {'model' if self.model_is_better else 'probe'} is better there"
+        slices = f"{self.slices} painted slices{' of ' * bool(study)}{study}"
+        return f"Mean Dice on {slices}: probe {probe:.2f}, {name} {model:.2f}. {better}."
+
 
 @dataclass(frozen=True, eq=False)
 class ModelPrediction:
@@ -72,17 +90,25 @@ class ModelPrediction:
 
     Parameters
     ----------
-    model : str
-        Its name.
+    entry : ModelEntry
+        The model.
     labels : ndarray of shape (i, j, k), int64
         Values of the project's classes, the background's among them.
     uncertainty : ndarray of shape (i, j, k), float16
         0 certain, 1 undecided.
+    known : tuple of int
+        The project's value of each of the network's exclusive classes, see :func:`known_classes`.
     """
 
-    model: str
+    entry: ModelEntry
     labels: NDArray[np.int64]
     uncertainty: NDArray[np.float16]
+    known: tuple[int, ...] = ()
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.entry.card.name
 
 
 def newest_model(project: AnnotationProject) -> ModelEntry | None:
@@ -134,7 +160,25 @@ def predict_classes(
         labels = as_classes(found.labels, card, classes)
     else:
         labels = region_classes(found.probabilities, card, classes)
-    return ModelPrediction(card.name, labels, found.uncertainty.astype(np.float16))
+    return ModelPrediction(entry, labels, found.uncertainty.astype(np.float16), known_classes(card, classes))
+
+
+def known_classes(card: ModelCard, classes: Sequence[LabelClass]) -> tuple[int, ...]:
+    """Return the project's value of each of a network's exclusive classes: the background's where it has none.
+
+    Empty where the network tells no exclusive classes apart, but regions one by one.
+    """
+    parts, background = card.network.parts, _background(classes)
+    if card.activation == "softmax":
+        values = dict(_shared({label.value: label.name for label in card.labels}, card, classes))
+        channels = [part[0] for part in parts] or range(len(card.channels))
+        return tuple(values.get(card.channels[channel], background) for channel in channels)
+    described, kinds = LabelDescription.of_card(card), dict[tuple[int, ...], int]()
+    for theirs, ours in _shared(described.labels, card, classes) if parts else ():
+        kind = tuple(row for row, members in enumerate(described.members) if theirs in members)
+        if kind:
+            kinds.setdefault(kind, ours)
+    return tuple(kinds.get(tuple(sorted(part)), background) for part in parts)
 
 
 def as_classes(found: NDArray[Any], card: ModelCard, classes: Sequence[LabelClass]) -> NDArray[np.int64]:

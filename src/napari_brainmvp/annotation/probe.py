@@ -39,6 +39,10 @@ _CHUNK = {"cpu": 1 << 13, "cuda": 1 << 18}
 """Voxels predicted at a time, whose hidden units then stay in the processor's cache, or keep a GPU busy."""
 _BELIEVED, _ELSEWHERE = 256, 512
 """Unlabelled voxels, and labelled ones of other studies, a step."""
+_OWN = 4.0
+"""How much more than the model that ships one is trusted whose classes are known: it was trained to tell them."""
+_SOLVED = 1000
+"""Unlabelled voxels that the closed-form start is held to."""
 _DOUBT = 0.01
 """Added to the network's probabilities, so that no label is ever ruled out."""
 
@@ -135,6 +139,7 @@ class Probe:
         self, names: Sequence[str], background: int = 0, spec: ProbeSpec | None = None, known: Sequence[int] = ()
     ) -> None:
         self.spec, self.background, self.known = spec or ProbeSpec(), background, tuple(known)
+        self._trust = self.spec.trust * (_OWN if self.known else 1)
         self.classes: tuple[int, ...] = ()
         self._features = sum(not name.startswith(CLASS) for name in names)
         if any(name.startswith(CLASS) for name in names[: self._features]):
@@ -196,7 +201,7 @@ class Probe:
             self._unions, self._seen = unions, seen
             counts = (count, len(target) - count)
             each = torch.cat([torch.full((n,), w / max(1, n)) for w, n in zip(worth, counts, strict=True)])
-            self._start(found, values, target, prior, each)
+            self._start(found, values, target, prior, each, unlabelled if self.known else None)
         if not total:  # what the network says stands
             return
         with torch.inference_mode(), use_threads(1):  # so few voxels are done before a second core has woken up
@@ -206,7 +211,7 @@ class Probe:
                 Part(labelled.part(slice(count, None)), _ELSEWHERE, worth[1] / sum(worth)),
             ]
             if unions is not None and unlabelled is not None:
-                share = self.spec.trust / sum(worth) * self._agreement(prior, target)
+                share = self._trust / sum(worth) * self._agreement(prior, target)
                 parts.append(Part(self._believed(unlabelled), _BELIEVED, share))
             descend(
                 self._weights,
@@ -219,13 +224,17 @@ class Probe:
             )
 
     def _agreement(self, prior: Tensor, target: Tensor) -> float:
-        """Say how well the network tells what is painted from background: 0 by chance or worse, 1 without an error."""
+        """Say how well the network tells what is painted from background: 0 by chance or worse, 1 without an error.
+
+        Of a network whose classes are known one paints the errors, and nothing where it is right: that says no ill.
+        """
+        if self.known:
+            return 1.0
         if self.background not in self.classes:
             return 0.0
         background = self.classes.index(self.background)
         right = (prior.argmax(1) == background) == (target == background)
-        parts = [right[part] for part in (target == background, target != background)]
-        rates = [float(part.float().mean()) if len(part) else 1.0 for part in parts]
+        rates = [float(right[part].float().mean()) for part in (target == background, target != background)]
         return max(0.0, sum(rates) - 1)
 
     def _believed(self, values: Tensor) -> Voxels:
@@ -262,19 +271,34 @@ class Probe:
         made = values[:, self._features :].float().exp() @ unions
         return (made / made.sum(1, keepdim=True) + _DOUBT).log()
 
-    def _start(self, classes: tuple[int, ...], values: Tensor, target: Tensor, prior: Tensor, weight: Tensor) -> None:
+    def _start(
+        self,
+        classes: tuple[int, ...],
+        values: Tensor,
+        target: Tensor,
+        prior: Tensor,
+        weight: Tensor,
+        unlabelled: Tensor | None,
+    ) -> None:
         """Draw a hidden layer, and solve for the output layer on top of it: a good place to descend from.
 
-        Each voxel has a weight, and all classes the same in all.
+        Each voxel has a weight, and all classes the same in all. Nothing is to change at voxels that are not labelled:
+        what is painted may be errors of one class only, by which alone all others would be solved away.
         """
         self.classes = classes
         self._generator.manual_seed(self.spec.seed)
         first = torch.randn(self._features, self.spec.hidden, generator=self._generator) * (2 / self._features) ** 0.5
-        hidden = torch.cat([(values @ first).clamp(min=0), torch.ones(len(values), 1)], 1)
         wanted = 4 * F.one_hot(target, len(classes)).float() - 2 - (prior - prior.mean(1, keepdim=True))
-        weight = (weight / torch.bincount(target, weight)[target])[:, None]
-        gram = hidden.T @ (weight * hidden) + self.spec.ridge * torch.eye(hidden.shape[1])
-        solved = torch.linalg.solve(gram, hidden.T @ (weight * wanted))
+        share = weight.sum()
+        weight = weight / torch.bincount(target, weight)[target]
+        if unlabelled is not None:
+            more = unlabelled[:: max(1, len(unlabelled) // _SOLVED), : self._features].float()
+            believed = len(classes) * self._trust / max(1.0, float(share)) / len(more)
+            values, weight = torch.cat([values, more]), torch.cat([weight, torch.full((len(more),), believed)])
+            wanted = torch.cat([wanted, torch.zeros(len(more), len(classes))])
+        hidden = torch.cat([(values @ first).clamp(min=0), torch.ones(len(values), 1)], 1)
+        gram = hidden.T @ (weight[:, None] * hidden) + self.spec.ridge * torch.eye(hidden.shape[1])
+        solved = torch.linalg.solve(gram, hidden.T @ (weight[:, None] * wanted))
         self._weights = [first, torch.zeros(self.spec.hidden), solved[:-1].contiguous(), solved[-1].contiguous()]
 
     def predict(self, values: Tensor, cancel: CancelToken | None = None) -> Tensor:

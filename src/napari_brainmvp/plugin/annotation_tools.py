@@ -38,7 +38,7 @@ _OTHERS = (
     "Alt+O: regions",
     "Alt+M: fine-tune",
     "Alt+Q: probe or model?",
-    "Alt+Shift+Q: use the model, or the probe again",
+    "Alt+Shift+Q: start from the model, or the probe again",
     "napari's own: 2 paint, 1 erase, 3 polygon, 4 fill, 5 pick, 6 move, [ and ] brush size, V show and hide.",
 )
 

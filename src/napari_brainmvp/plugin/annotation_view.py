@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qtpy.QtCore import Signal
 
@@ -11,16 +11,13 @@ from napari_brainmvp.annotation.history import label_dtype
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.plugin.layers import Frame
 from napari_brainmvp.plugin.live_probe import LiveProbe
+from napari_brainmvp.plugin.model_choice import ModelChoice
 from napari_brainmvp.plugin.painted import PaintedLayer, add_label_layer, class_colormap, native
 from napari_brainmvp.plugin.pointing import NextClick
 from napari_brainmvp.plugin.shown_prediction import ShownPrediction
-from napari_brainmvp.plugin.slice_tools import SliceTools
 from napari_brainmvp.plugin.visible_slice import visible_plane
 from napari_brainmvp.progress import Progress
 from napari_brainmvp.study import Study
-
-if TYPE_CHECKING:
-    from napari_brainmvp.annotation.comparison import ModelPrediction
 
 __all__ = ["AnnotationView"]
 
@@ -28,7 +25,7 @@ _WRITES = ("point", "take_over_slice", "grow", "interpolate", "undo", "redo")
 _PREDICTS = ("next_slice", "point", "take_over_slice", "grow")
 
 
-class AnnotationView(SliceTools):
+class AnnotationView(ModelChoice):
     """The layers *Annotation*, *Prediction* and *Uncertainty* of a study.
 
     Parameters
@@ -51,8 +48,6 @@ class AnnotationView(SliceTools):
     """
 
     refused = Signal(str)
-    progressed = Signal(object)
-    changed = Signal()
     unknown = Signal(int)
     """A label value was painted, or brought back by undo or redo, that no class has."""
     picked = Signal(int)
@@ -91,6 +86,8 @@ class AnnotationView(SliceTools):
         probe.progressed.connect(self.progressed)
         probe.updated.connect(self._show)
         probe.learned.connect(self._learned)
+        probe.led.connect(self._model_ready)
+        probe.strayed.connect(self._model_lost)
         probe.failed.connect(self._wait_for_more)
         probe.crashed.connect(self._crashed)
         if self._painted is not None:
@@ -98,6 +95,11 @@ class AnnotationView(SliceTools):
             self._painted.failed.connect(self.refused)
         self._viewer.layers.events.removed.connect(self._removed)
         self.layer.events.selected_label.connect(self._picked)
+
+    @property
+    def painted(self) -> bool:
+        """Whether there is a stroke that is not undone."""
+        return self._project.labels(self.name).stroke > 0
 
     def start(self) -> None:
         """Select the brush and compute the features."""
@@ -112,7 +114,7 @@ class AnnotationView(SliceTools):
         """Tell whether a tool can be used now."""
         if tool in _WRITES and self._painted is None:
             return False
-        return tool not in _PREDICTS or self.probe.ready or bool(self._shown.model)
+        return tool not in _PREDICTS or self.probe.ready or bool(self.model)
 
     def choose(self, value: int) -> None:
         """Paint this class."""
@@ -146,28 +148,6 @@ class AnnotationView(SliceTools):
         """Predict from the labels as they are, and show that, whatever was shown."""
         self._show_probe()
         self.probe.update(self.labels, visible_plane(self._viewer, self.layer))
-
-    @property
-    def model(self) -> str:
-        """The name of the model whose prediction is shown; empty where it is the probe's."""
-        return self._shown.model
-
-    def use_model(self, found: ModelPrediction) -> None:
-        """Show what a model predicts, to be taken over, until the next stroke or update."""
-        self._shown.show_model(found.model, found.labels, found.uncertainty)
-        self.said.emit(f"Shown is the prediction of {found.model}, not the probe's, until the probe predicts again.")
-        self.changed.emit()
-
-    def use_probe(self) -> None:
-        """Show what the probe predicts again; where it follows the brush, it learns first what was taken over."""
-        self._show_probe()
-        self.said.emit("Shown is the prediction of the probe.")
-        self._predict_if_labelled()
-
-    def _show_probe(self) -> None:
-        if self._shown.model:
-            self._shown.show_probe()
-            self.changed.emit()
 
     def _predict_if_labelled(self) -> None:
         if self._live and self.probe.predictor is not None and (self.labels.any() or self.probe.others):

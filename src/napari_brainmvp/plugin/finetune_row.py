@@ -17,6 +17,7 @@ from napari_brainmvp.jobs import Job, say_seconds
 from napari_brainmvp.plugin.annotation_view import AnnotationView
 from napari_brainmvp.plugin.finetune_job import count_folds, submit_finetuning
 from napari_brainmvp.plugin.machine_timer import MachineTimer
+from napari_brainmvp.plugin.model_offer import ModelOffer
 from napari_brainmvp.plugin.style import heading, quiet
 from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
@@ -34,11 +35,6 @@ _TIPS = {
     "classification": "Train a model to tell the classes of the studies as a whole, as a background job (Alt+M)",
 }
 
-_USE_MODEL = (
-    "Show what the model predicts on this study in place of the probe, to be taken over where it is right. Your "
-    "strokes stay as they are. The next stroke that is followed, or Update now, shows the probe again."
-)
-_USE_PROBE = "Show what the probe predicts again."
 _FEW = range(2, 11)
 """Studies of which the fifth that is held out otherwise, or slices of each, tell too little of the model."""
 
@@ -57,7 +53,6 @@ class FinetuneRow(QWidget):
         super().__init__()
         self._project: AnnotationProject | None = None
         self._view: AnnotationView | None = None
-        self._better: tuple[AnnotationView, ModelPrediction] | None = None
         self._work: Work | None = None
         self._started: dict[str, Path] = {}  # jobs whose models are compared once they are done, and of which project
         self._timer = MachineTimer()
@@ -65,7 +60,7 @@ class FinetuneRow(QWidget):
         self.cross = QCheckBox("Measure by cross-validation")
         self.button = QPushButton("Fine-tune")
         self.compare = QPushButton("Probe or model?")
-        self.use = QPushButton("Use the model")
+        self.use = ModelOffer(self._run_quietly)
         self.status = quiet("")
         for box in (self.task, self.preset):
             box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -87,8 +82,6 @@ class FinetuneRow(QWidget):
         )
         self.compare.setShortcut("Alt+Q")
         self.compare.clicked.connect(self.find_better)
-        self.use.hide()
-        self.use.clicked.connect(self._swap)
         self._timer.timed.connect(self._say_times)
         self._timer.failed.connect(self._untimed)
         layout = QVBoxLayout(self)
@@ -110,7 +103,7 @@ class FinetuneRow(QWidget):
         self.button.setEnabled(idle and project is not None and not project.read_only)
         ready = view is not None and view.probe.predictor is not None
         self.compare.setEnabled(idle and ready)
-        self._offer_model()
+        self.use.offer(project, view, self._work is None)
         if ready:  # not before: reading the study goes first
             self._timer.start()
         self._offer()
@@ -180,6 +173,7 @@ class FinetuneRow(QWidget):
     def job_done(self, job: Job) -> None:
         """Compare unasked, once a job that was started here is done; what comes of it is said in this row only."""
         folder = self._started.pop(job.name, None)
+        self.use.look_again()
         if self._work is None and self._project is not None and self._project.folder == folder:
             self.status.setText(f"{job.name} is done. On a study that was painted since, ask: {self.compare.text()}")
             self._find_better(self._ended)
@@ -216,31 +210,20 @@ class FinetuneRow(QWidget):
 
     def _compared(self, view: AnnotationView, found: ModelPrediction, comparison: Comparison) -> None:
         """Say which is better, and keep what the model predicts where that is it."""
-        self._better = (view, found) if comparison.model_is_better else None
+        self.use.keep(view, found if comparison.model_is_better else None)
         if view is self._view and view.model:  # an older model's, or one that is no better any more
             view.use_probe()
         where = "" if view is self._view else view.name
-        self._ended(_verdict(found.model, comparison, where))
+        self._ended(comparison.verdict(found.model, where))
 
-    def _offer_model(self) -> None:
-        """Offer the model, or the way back, on the study on which it was found better."""
-        view = self._view
-        if self._better is not None and self._better[0] is not view:
-            self._better = None
-        self.use.setVisible(self._better is not None)
-        shown = view is not None and bool(view.model)
-        self.use.setText("Use the probe" if shown else "Use the model")
-        self.use.setShortcut("Alt+Shift+Q")  # which another text takes away
-        self.use.setToolTip(f"{_USE_PROBE if shown else _USE_MODEL} (Alt+Shift+Q)")
+    def _run_quietly(self, function: Callable[..., Any], doing: str, done: Callable[[Any], None]) -> None:
+        """Run something with nothing to say of it but how far it is."""
 
-    def _swap(self) -> None:
-        if self._better is None:
-            return
-        view, found = self._better
-        if view.model:
-            view.use_probe()
-        else:
-            view.use_model(found)
+        def then(made: Any) -> None:
+            self._ended("")
+            done(made)
+
+        self._run(function, doing, then)
 
     def _run(
         self,
@@ -285,13 +268,3 @@ class FinetuneRow(QWidget):
         if self._work is not None:
             self._work.abandon()
             self._work = None
-
-
-def _verdict(name: str, found: Comparison, where: str) -> str:
-    """Say which is better, and on which study if that is no longer the one that is open."""
-    probe, model = (sum(scores.values()) / len(scores) for scores in (found.probe, found.model))
-    better = "The model is better here" if found.model_is_better else "The probe is better: go on"
-    if where:
-        better = f"The {'model' if found.model_is_better else 'probe'} is better there"
-    slices = f"{found.slices} painted slices{' of ' * bool(where)}{where}"
-    return f"Mean Dice on {slices}: probe {probe:.2f}, {name} {model:.2f}. {better}."

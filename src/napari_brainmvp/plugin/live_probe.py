@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,32 +14,20 @@ from qtpy.QtCore import QObject, Qt, Signal
 from qtpy.QtWidgets import QApplication
 
 from napari_brainmvp.annotation.project import AnnotationProject
-from napari_brainmvp.errors import FileError, StudyError
+from napari_brainmvp.plugin.reading import labelled_elsewhere, read_predictor, use_all_cores
+from napari_brainmvp.plugin.visible_slice import Plane
 from napari_brainmvp.plugin.work import Work, step_back
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.study import Study
-from napari_brainmvp.threads import usable_cores, use_threads
+from napari_brainmvp.threads import use_threads
 
 if TYPE_CHECKING:
     from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor
 
-__all__ = ["LiveProbe", "Plane", "read_features"]
+__all__ = ["LiveProbe"]
 
 _GLANCE = 0.1
 """Seconds that the window waits for the visible slice: what it would draw meanwhile takes the cores from it."""
-
-
-@dataclass(frozen=True)
-class Plane:
-    """A slice of a study's own grid: across ``axis`` of (i, j, k), at ``index``."""
-
-    axis: int
-    index: int
-
-    def of(self, volume: NDArray[Any]) -> NDArray[Any]:
-        """Return the slice of an array: a view."""
-        view: NDArray[Any] = np.moveaxis(volume, self.axis, 0)[self.index]
-        return view
 
 
 class LiveProbe(QObject):
@@ -64,6 +51,10 @@ class LiveProbe(QObject):
     """The layers' arrays have changed; True once the whole volume has."""
     learned = Signal(int, object)
     """Of how many other studies the strokes are used now, too, and the names of those that cannot be read."""
+    led = Signal()
+    """From now on strokes correct what a model predicts."""
+    strayed = Signal(str)
+    """They do not, and why."""
     failed = Signal(str)
     crashed = Signal(object)
     _sliced = Signal()
@@ -78,9 +69,11 @@ class LiveProbe(QObject):
         self.others: tuple[LabelledVoxels, ...] = ()
         self._work: Work | None = None
         self._reading: Work | None = None
+        self._leading: Work | None = None
+        self._led: StudyPredictor | None = None  # by a model of the user's, in place of that by the one that ships
         self._waiting: tuple[NDArray[Any], Plane | None] | None = None
         self._over = False
-        self._slices: queue.SimpleQueue[tuple[Plane, NDArray[Any], NDArray[Any]]] = queue.SimpleQueue()
+        self._slices: queue.SimpleQueue[tuple[Any, Plane, NDArray[Any], NDArray[Any]]] = queue.SimpleQueue()
         self._sliced.connect(self._show_slices)
 
     @property
@@ -91,7 +84,7 @@ class LiveProbe(QObject):
     @property
     def ready(self) -> bool:
         """Whether a prediction is there."""
-        return self.predictor is not None and self.predictor.ready
+        return self._current is not None and self._current.ready
 
     def prepare(self) -> None:
         """Compute the features, or find them."""
@@ -99,16 +92,64 @@ class LiveProbe(QObject):
         self.progressed.emit(Progress("Reading the study"))
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-            from napari_brainmvp.annotation.prediction import StudyPredictor
-
-            _use_all_cores()
-            return StudyPredictor(read_features(study, progress, cancel), background)
+            use_all_cores()
+            return read_predictor(study, background, progress, cancel)
 
         self._run(run, self._prepared)
 
     def _prepared(self, predictor: StudyPredictor) -> None:
         self.predictor = predictor
         self.prepared.emit()
+
+    def lead(self, model: Path | None, known: tuple[int, ...] = ()) -> None:
+        """Start from what a model predicts, once the study is read with it; None to start from the one that ships.
+
+        Parameters
+        ----------
+        model : Path or None
+            Its folder.
+        known : tuple of int
+            The label value of each of its network's classes.
+        """
+        if self._leading is not None:
+            self._leading.abandon()
+        self._leading = self._led = None
+        if self._work is not None:
+            self._work.cancel()
+        if model is None:
+            return
+        study, background = self._study, self._background
+
+        def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
+            use_all_cores()
+            return read_predictor(study, background, progress, cancel, model, known)
+
+        self._leading = work = Work(run)
+        work.progressed.connect(self.progressed)
+        work.done.connect(self._follow)
+        work.failed.connect(self._stray)
+        work.cancelled.connect(lambda: self._stray("Cancelled: strokes do not correct the model, but the probe."))
+        work.crashed.connect(self._crash)
+        work.start()
+
+    def _follow(self, predictor: StudyPredictor) -> None:
+        self._leading, self._led = None, predictor
+        self.led.emit()
+        if self._work is None and self._waiting is not None:
+            self._next()
+
+    def _stray(self, why: str) -> None:
+        self._leading = None
+        self.strayed.emit(why)
+
+    def _crash(self, error: Exception) -> None:
+        self._stray("Something went wrong; see the notification.")
+        self.crashed.emit(error)
+
+    @property
+    def _current(self) -> StudyPredictor | None:
+        """What predicts now; None while something is read for it."""
+        return (self._led or self.predictor) if self._leading is None else None
 
     def learn_from(self, project: AnnotationProject | None, but: str = "") -> None:
         """Use the strokes of a project's other studies, too, once they are read; None for those of this study only.
@@ -156,32 +197,33 @@ class LiveProbe(QObject):
         if self._over:
             return
         self._waiting = (labels.copy(), plane)
-        if self.predictor is None:
+        if self._current is None:
             return
         if self._work is not None:
             self._work.cancel()
             return
         glanced = self._next()
-        if not _brush_is_down() and glanced.wait(_GLANCE):
+        if QApplication.mouseButtons() == Qt.MouseButton.NoButton and glanced.wait(_GLANCE):
             self._show_slices()
 
     def _next(self) -> threading.Event:
         """See to the latest labels; the event tells that the visible slice is there, or that none will be."""
-        assert self.predictor is not None
+        predictor, glanced = self._current, threading.Event()
+        assert predictor is not None
         assert self._waiting is not None
         (labels, plane), self._waiting = self._waiting, None
-        predictor, others, glanced = self.predictor, self.others, threading.Event()
+        others = self.others if predictor is self.predictor else ()  # a model of the user's has learned from them
 
         def glance() -> None:
             try:
                 predictor.fit(labels, others, predictor.probe.spec.first_steps)
                 if plane is not None:
-                    self._slices.put((plane, *predictor.predict_slice(plane.axis, plane.index)))
+                    self._slices.put((predictor, plane, *predictor.predict_slice(plane.axis, plane.index)))
             finally:
                 glanced.set()
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-            _use_all_cores()
+            use_all_cores()
             with use_threads(1):  # so few voxels are done before a second core has woken up
                 glance()
             self._sliced.emit()
@@ -189,17 +231,21 @@ class LiveProbe(QObject):
             predictor.refine(predictor.probe.spec.steps - predictor.probe.spec.first_steps)
             return predictor.predict_volume(cancel)
 
-        self._run(run, self._show_volume, urgent=True)
+        self._run(run, lambda volume: self._show_volume(predictor, volume), urgent=True)
         return glanced
 
     def _show_slices(self) -> None:
         while not (self._over or self._slices.empty()):
-            plane, labels, uncertainty = self._slices.get()
+            predictor, plane, labels, uncertainty = self._slices.get()
+            if predictor is not self._current:
+                continue
             plane.of(self.prediction)[...] = labels
             plane.of(self.uncertainty)[...] = uncertainty
             self.updated.emit(False)
 
-    def _show_volume(self, volume: Any) -> None:
+    def _show_volume(self, predictor: StudyPredictor, volume: Any) -> None:
+        if predictor is not self._current:
+            return
         self.prediction[...] = volume.labels
         self.uncertainty[...] = volume.uncertainty
         self.updated.emit(True)
@@ -222,7 +268,7 @@ class LiveProbe(QObject):
     def _ended(self, then: Callable[[], None]) -> None:
         self._work = None
         then()
-        if self._work is None and self.predictor is not None and self._waiting is not None:
+        if self._work is None and self._current is not None and self._waiting is not None:
             self._next()
 
     def _cancelled(self) -> None:
@@ -238,52 +284,16 @@ class LiveProbe(QObject):
         return self._reading is not None
 
     def cancel(self) -> None:
-        """Stop reading the study; what is predicted of one that was read goes on."""
+        """Stop reading the study, with whatever model; what is predicted of one that was read goes on."""
+        if self._leading is not None:
+            self._leading.cancel()
         if self._work is not None and self.predictor is None:
             self._work.cancel()
 
     def abandon(self) -> None:
         """Stop, and say nothing more."""
         self._over, self._waiting = True, None
-        for work in (self._work, self._reading):
+        for work in (self._work, self._reading, self._leading):
             if work is not None:
                 work.abandon()
-        self._work = self._reading = None
-
-
-def _use_all_cores() -> None:
-    """Let this thread compute on all cores, of which torch takes every other one, unless the user has said how many."""
-    import torch
-
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(usable_cores())
-
-
-def _brush_is_down() -> bool:
-    return bool(QApplication.mouseButtons() != Qt.MouseButton.NoButton)
-
-
-def read_features(study: Study, progress: ProgressCallback, cancel: CancelToken) -> Any:
-    """Return a study's features by the model that ships, from the disk where they are there."""
-    from napari_brainmvp.annotation.store import FeatureStore
-    from napari_brainmvp.models import find_model, load_model
-
-    return FeatureStore().get(study, load_model(find_model()), progress, cancel)
-
-
-def labelled_elsewhere(project: AnnotationProject, but: str, progress: ProgressCallback, cancel: CancelToken) -> Any:
-    """Return the labelled voxels of a project's other studies, and the names of those whose scans cannot be read."""
-    from napari_brainmvp.annotation.prediction import labelled_voxels
-
-    found, unread = [], []
-    for reference in project.studies:
-        labels = project.labels(reference.name).labels
-        if reference.name == but or not labels.any():
-            continue
-        try:
-            study = project.read(reference.name)
-        except (FileError, StudyError):
-            unread.append(reference.name)
-            continue
-        found.append(labelled_voxels(read_features(study, progress, cancel), labels))
-    return tuple(found), tuple(unread)
+        self._work = self._reading = self._leading = None

@@ -32,7 +32,7 @@ from napari_brainmvp.annotation.participants import (
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.io.participants import read_table
-from napari_brainmvp.plugin.live_probe import read_features
+from napari_brainmvp.plugin.reading import read_features
 from napari_brainmvp.plugin.style import link
 from napari_brainmvp.plugin.work import Work
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback

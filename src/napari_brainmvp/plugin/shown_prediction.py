@@ -39,6 +39,8 @@ class ShownPrediction:
         What is shown.
     model : str
         The name of the model whose prediction that is; empty for the probe.
+    leader : str
+        The name of the model that the probe starts from; empty for the one that ships.
     """
 
     def __init__(self, viewer: Any, project: AnnotationProject, grid: Grid, frame: Frame, dtype: type) -> None:
@@ -46,7 +48,7 @@ class ShownPrediction:
         self.labels: NDArray[Any] = np.zeros(grid.shape, dtype)
         self.uncertainty: NDArray[np.float16] = np.zeros(grid.shape, np.float16)
         self._probe = self.labels, self.uncertainty
-        self.model = ""
+        self.model = self.leader = ""
         self._layer = add_label_layer(viewer, self.labels, grid, frame, _NAME, project.classes)
         self._map = add_map_layer(viewer, self.uncertainty, grid, frame, "Uncertainty")
         viewer.layers.move(len(viewer.layers) - 1, len(viewer.layers) - 2)  # below the prediction
@@ -69,9 +71,15 @@ class ShownPrediction:
         self.model = ""
         self._show(*self._probe)
 
+    def follow(self, leader: str, labels: NDArray[Any] | int, uncertainty: NDArray[np.float16] | int) -> None:
+        """Show what the probe predicts from a model of this name on, or without one; until then, what is given."""
+        self.leader = leader
+        self._probe[0][...], self._probe[1][...] = labels, uncertainty
+        self.show_probe()
+
     def _show(self, labels: NDArray[Any], uncertainty: NDArray[np.float16]) -> None:
         self.labels, self.uncertainty = labels, uncertainty
-        self._layer.name = f"{_NAME} of {self.model}" if self.model else _NAME
+        self._layer.name = f"{_NAME} of {self.model or self.leader}" if self.model or self.leader else _NAME
         for layer, values in ((self._layer, labels), (self._map, uncertainty)):
             layer.data = values.transpose(layer.metadata[KEY].order).T
         self._layer.editable = False  # new data make it editable, and what is painted on it is saved by nobody

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from qtpy.QtCore import QObject, Signal
 
 from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
-from napari_brainmvp.plugin.live_probe import Plane
 from napari_brainmvp.plugin.painted import native
 from napari_brainmvp.plugin.pointing import NextClick
 from napari_brainmvp.plugin.shown_prediction import ShownPrediction
-from napari_brainmvp.plugin.visible_slice import go_to, needed_plane, pixel_at
+from napari_brainmvp.plugin.visible_slice import Plane, go_to, needed_plane, pixel_at
 
 __all__ = ["SliceTools"]
 

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_brainmvp.errors import BrainMVPError, StudyError
 from napari_brainmvp.plugin.layers import KEY, LayerOrigin
-from napari_brainmvp.plugin.live_probe import Plane
 
-__all__ = ["go_to", "needed_plane", "pixel_at", "visible_plane"]
+__all__ = ["Plane", "go_to", "needed_plane", "pixel_at", "visible_plane"]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A slice of a study's own grid: across ``axis`` of (i, j, k), at ``index``."""
+
+    axis: int
+    index: int
+
+    def of(self, volume: NDArray[Any]) -> NDArray[Any]:
+        """Return the slice of an array: a view."""
+        view: NDArray[Any] = np.moveaxis(volume, self.axis, 0)[self.index]
+        return view
 
 
 def visible_plane(viewer: Any, layer: Any) -> Plane | None:
