@@ -841,6 +841,7 @@ def test_a_study_that_nothing_is_painted_on_begins_with_the_model(panel, viewer,
     begin(panel, qtbot)
     part, view = panel.finetune, panel.view
     assert (part.use.text(), part.use.isVisible()) == ("Begin with the model", True)
+    assert "Alt+Shift+Q begins with mine" in panel.status.text()
     qtbot.mouseClick(part.use, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: view.model == "mine", timeout=60_000)
     np.testing.assert_array_equal(native(viewer.layers["Prediction of mine"]), found.labels)

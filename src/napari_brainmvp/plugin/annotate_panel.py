@@ -95,6 +95,7 @@ class AnnotatePanel(ClassEdits, QWidget):
         for part in (self.studies, self.finetune):
             part.progressed.connect(self.progress.show_progress)
         self.progress.stopped.connect(self._cancel)
+        self.finetune.use.hinted.connect(lambda hint: self.status.setText(f"{self.status.text()} {hint}"))
         self.classes.edited.connect(lambda classes: self._try(lambda: self._edit_classes(classes)))
         self.classes.united.connect(lambda regions: self._try(lambda: self._unite_classes(regions)))
         self.classes.removed.connect(lambda value: self._try(lambda: self._remove_class(value)))

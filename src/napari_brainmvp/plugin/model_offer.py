@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QPushButton
 
 from napari_brainmvp.annotation.project import AnnotationProject
@@ -37,6 +38,9 @@ class ModelOffer(QPushButton):
     run : callable
         Runs a function of progress and cancel in the background: the function, what it does, and what takes its result.
     """
+
+    hinted = Signal(str)
+    """A model was found that one can begin with: what to do."""
 
     def __init__(self, run: Callable[[Callable[..., Any], str, Callable[[Any], None]], None]) -> None:
         super().__init__()
@@ -84,6 +88,8 @@ class ModelOffer(QPushButton):
             except StudyError:
                 entry = None
             self._newest = view, entry
+            if entry is not None:
+                self.hinted.emit(f"Alt+Shift+Q begins with {entry.card.name}.")
         return self._newest[1]
 
     def _swap(self) -> None:
