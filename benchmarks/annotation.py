@@ -31,9 +31,9 @@ import torch
 from scipy import ndimage
 from sklearn.ensemble import RandomForestClassifier
 
-from napari_brainmvp.annotation.comparison import known_classes
 from napari_brainmvp.annotation.content import LabelClass
 from napari_brainmvp.annotation.features import StudyFeatures, compute_features
+from napari_brainmvp.annotation.model_classes import known_classes
 from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor, labelled_voxels
 from napari_brainmvp.annotation.probe import ProbeSpec
 from napari_brainmvp.io import find_studies, read_study

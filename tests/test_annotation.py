@@ -23,15 +23,17 @@ from conftest import full_disk
 from models_for_tests import tiny_card, tiny_model
 from napari_brainmvp.annotation import lock, prediction
 from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
-from napari_brainmvp.annotation.comparison import as_classes, check_unseen, compare, known_classes, newest_model
+from napari_brainmvp.annotation.comparison import check_unseen, compare, newest_model
 from napari_brainmvp.annotation.content import LabelClass, classes_of, default_classes
 from napari_brainmvp.annotation.export import export_dataset
 from napari_brainmvp.annotation.features import CLASS, _Columns, compute_features
 from napari_brainmvp.annotation.history import LabelHistory
+from napari_brainmvp.annotation.labelled import Lesson
+from napari_brainmvp.annotation.model_classes import as_classes, known_classes
 from napari_brainmvp.annotation.participants import export_participants, import_participants, mixed_subjects
 from napari_brainmvp.annotation.placement import Placement
 from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor, labelled_voxels, uncertain_slice
-from napari_brainmvp.annotation.probe import Lesson, Probe, ProbeSpec
+from napari_brainmvp.annotation.probe import Probe, ProbeSpec
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.annotation.ranking import (
     StudySummary,

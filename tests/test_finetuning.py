@@ -35,8 +35,9 @@ from napari_brainmvp.training.finetuning.head import fit_head
 from napari_brainmvp.training.finetuning.model import SegmentationModel, make_templates, parameter_groups
 from napari_brainmvp.training.finetuning.objective import consistency, deep_loss, segmentation_loss, truth
 from napari_brainmvp.training.finetuning.run import Run, Trainable
+from napari_brainmvp.training.finetuning.temperature import fit_temperature
 from napari_brainmvp.training.finetuning.transfer import transfer
-from napari_brainmvp.training.finetuning.validation import CropValidation, card_metrics, fit_temperature, mix_in
+from napari_brainmvp.training.finetuning.validation import CropValidation, card_metrics, mix_in
 from napari_brainmvp.training.labels import IGNORED, LABEL_PRESETS, LabelDescription, find_labels, read_labels
 from napari_brainmvp.training.metrics import CaseScores, RegionScores, region_scores
 from napari_brainmvp.training.sources import DataSource

@@ -10,10 +10,11 @@ from qtpy.QtWidgets import QDialogButtonBox, QLineEdit
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
 from models_for_tests import tiny_card
-from napari_brainmvp.annotation.comparison import check_unseen, compare, newest_model, predict_classes, region_classes
+from napari_brainmvp.annotation.comparison import check_unseen, compare, newest_model, predict_classes
 from napari_brainmvp.annotation.content import LabelClass
 from napari_brainmvp.annotation.export import export_dataset
 from napari_brainmvp.annotation.features import compute_features
+from napari_brainmvp.annotation.model_classes import region_classes
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.annotation.regions import brats_regions
 from napari_brainmvp.errors import FileError, StudyError

@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from napari_brainmvp.annotation.content import LabelClass
 from napari_brainmvp.annotation.export import Layout, exported_name
 from napari_brainmvp.annotation.features import StudyFeatures
+from napari_brainmvp.annotation.model_classes import as_classes, background_of, known_classes, region_classes
 from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.inference import SegmentOptions, segment
 from napari_brainmvp.models import ModelCard, ModelEntry, list_models, name_digest
 from napari_brainmvp.models.sharing import path_digest, without_paths
-from napari_brainmvp.networks import Unions
 from napari_brainmvp.progress import CancelToken, ProgressCallback, no_progress
 from napari_brainmvp.study import Study
-from napari_brainmvp.training.labels import LabelDescription
 from napari_brainmvp.training.metrics import region_scores
 
 __all__ = [
     "Comparison",
     "ModelPrediction",
-    "as_classes",
     "check_unseen",
     "compare",
-    "known_classes",
     "newest_model",
     "predict_classes",
-    "region_classes",
 ]
 
 _FOLDS = 3
 _TOO_LITTLE = "Paint every class on two slices or more: one to learn from, one to compare on."
-_RARE = 1e-3
-"""Probability below which, and one minus which above, a region is not told from one that is certain."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,8 @@ class ModelPrediction:
     uncertainty : ndarray of shape (i, j, k), float16
         0 certain, 1 undecided.
     known : tuple of int
-        The project's value of each of the network's exclusive classes, see :func:`known_classes`.
+        The project's value of each of the network's exclusive classes, see
+        :func:`~napari_brainmvp.annotation.model_classes.known_classes`.
     """
 
     entry: ModelEntry
@@ -163,101 +157,6 @@ def predict_classes(
     return ModelPrediction(entry, labels, found.uncertainty.astype(np.float16), known_classes(card, classes))
 
 
-def known_classes(card: ModelCard, classes: Sequence[LabelClass]) -> tuple[int, ...]:
-    """Return the project's value of each of a network's exclusive classes: the background's where it has none.
-
-    Empty where the network tells no exclusive classes apart, but regions one by one.
-    """
-    parts, background = card.network.parts, _background(classes)
-    if card.activation == "softmax":
-        values = dict(_shared({label.value: label.name for label in card.labels}, card, classes))
-        channels = [part[0] for part in parts] or range(len(card.channels))
-        return tuple(values.get(card.channels[channel], background) for channel in channels)
-    described, kinds = LabelDescription.of_card(card), dict[tuple[int, ...], int]()
-    for theirs, ours in _shared(described.labels, card, classes) if parts else ():
-        kind = tuple(row for row, members in enumerate(described.members) if theirs in members)
-        if kind:
-            kinds.setdefault(kind, ours)
-    return tuple(kinds.get(tuple(sorted(part)), background) for part in parts)
-
-
-def as_classes(found: NDArray[Any], card: ModelCard, classes: Sequence[LabelClass]) -> NDArray[np.int64]:
-    """Give a model's labels the project's values: those of the same name, the background's for everything else.
-
-    Raises
-    ------
-    StudyError
-        The model knows none of the classes.
-    """
-    out = np.full(found.shape, _background(classes), np.int64)
-    for theirs, ours in _shared({label.value: label.name for label in card.labels}, card, classes):
-        out[found == theirs] = ours
-    return out
-
-
-def region_classes(
-    probabilities: NDArray[np.floating], card: ModelCard, classes: Sequence[LabelClass]
-) -> NDArray[np.int64]:
-    """Give every voxel the class whose regions fit a model of regions best.
-
-    Where the model tells exclusive classes apart, that is the one whose regions are the most probable combination, as
-    the model itself decides. Otherwise it is the class with the largest product of p(r) over the regions r it is in,
-    and 1 - p(r) over the others; the background is in none. What the model paints would not do: where two regions
-    overlap and neither holds the other, the later one hides whether the earlier one is there, too, and a region that
-    its parts make up has no class of its own. Of classes in the same regions, which no such model tells apart, it is
-    the first.
-
-    Parameters
-    ----------
-    probabilities : ndarray of shape (R, i, j, k)
-        Of each of the model's regions, 0..1.
-    card : ModelCard
-        That says which classes the regions are made of.
-    classes : sequence of LabelClass
-
-    Raises
-    ------
-    StudyError
-        The model knows none of the classes.
-    """
-    described = LabelDescription.of_card(card)
-    known = {v: name for v, name in described.labels.items() if any(v in members for members in described.members)}
-    fit = _fits(probabilities.astype(np.float32), card)
-    best = fit(np.zeros(len(probabilities), bool))
-    out = np.full(best.shape, _background(classes), np.int64)
-    for theirs, ours in _shared(known, card, classes):
-        found = fit(np.array([theirs in members for members in described.members]))
-        better = found > best
-        out[better], best[better] = ours, found[better]
-    return out
-
-
-def _fits(probabilities: NDArray[np.float32], card: ModelCard) -> Callable[[NDArray[np.bool_]], NDArray[np.float32]]:
-    """Return what says how well being within some of the regions (R,), and in no other, fits each voxel."""
-    if card.network.parts:
-        unions = Unions(card.network.parts, overlapping=True)
-        shares = unions.split(torch.from_numpy(probabilities))
-        if shares is not None:
-            known = dict(zip(unions.kinds, shares.numpy(), strict=True))
-            never = np.zeros(probabilities.shape[1:], np.float32)
-            return lambda within: known.get(tuple(np.flatnonzero(within).tolist()), never).copy()
-    sure = probabilities.clip(_RARE, 1 - _RARE)  # of half precision, 0 and 1 are no certainty
-    return lambda within: np.prod(sure[within], axis=0) * np.prod(1 - sure[~within], axis=0)
-
-
-def _background(classes: Sequence[LabelClass]) -> int:
-    return next(c.value for c in classes if c.background)
-
-
-def _shared(named: Mapping[int, str], card: ModelCard, classes: Sequence[LabelClass]) -> list[tuple[int, int]]:
-    """Pair a model's values with the project's of the same name."""
-    values = {c.name.lower(): c.value for c in classes if not c.background}
-    pairs = [(value, values[name.lower()]) for value, name in named.items() if name.lower() in values]
-    if not pairs:
-        raise StudyError(f"{card.name} knows none of the classes {', '.join(values)}: choose a model of this project.")
-    return pairs
-
-
 def compare(
     features: StudyFeatures,
     labels: NDArray[Any],
@@ -291,7 +190,7 @@ def compare(
     axis = int(np.argmin([p.sum() for p in planes]))
     painted = np.flatnonzero(planes[axis])
     folds = min(_FOLDS, len(painted))
-    background = _background(classes)
+    background = background_of(classes)
     wanted = {c.value: c.name for c in classes if not c.background and (labels == c.value).any()}
     parts = {name: values for name, values in regions.items() if not wanted.keys().isdisjoint(values)}
     if not regions:

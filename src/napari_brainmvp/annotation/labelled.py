@@ -14,7 +14,7 @@ from napari_brainmvp.annotation.features import CLASS, LIMIT, StudyFeatures
 from napari_brainmvp.errors import StudyError
 from napari_brainmvp.preparation.resampling import resample
 
-__all__ = ["LabelledVoxels", "labelled_voxels", "native_rows"]
+__all__ = ["LabelledVoxels", "Lesson", "labelled_voxels", "native_rows"]
 
 _PLACE = 8.0
 """Edge of the cubes that labelled places are counted in, mm."""
@@ -51,6 +51,29 @@ class LabelledVoxels:
             elif name.startswith(CLASS):
                 out[:, column] = -LIMIT
         return out
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Labelled voxels to fit to.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n, F)
+    labels : ndarray of shape (n,), integers
+        Any values; each is a class.
+    places : int
+        How many places they lie in, see :attr:`LabelledVoxels.places`.
+    """
+
+    values: Tensor
+    labels: NDArray[np.int64]
+    places: int = 0
+
+    @property
+    def weight(self) -> float:
+        """Its places, at least one where there is anything."""
+        return float(max(1, self.places)) if len(self.labels) else 0.0
 
 
 def labelled_voxels(

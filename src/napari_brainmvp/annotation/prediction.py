@@ -14,9 +14,9 @@ from torch import Tensor
 
 from napari_brainmvp.annotation.features import StudyFeatures
 from napari_brainmvp.annotation.history import label_dtype
-from napari_brainmvp.annotation.labelled import LabelledVoxels, labelled_voxels, native_rows
+from napari_brainmvp.annotation.labelled import LabelledVoxels, Lesson, labelled_voxels, native_rows
 from napari_brainmvp.annotation.placement import Placement, Votes
-from napari_brainmvp.annotation.probe import Lesson, Probe, ProbeSpec
+from napari_brainmvp.annotation.probe import Probe, ProbeSpec
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.inference.device import choose_device, lacks_memory
 from napari_brainmvp.progress import CancelToken

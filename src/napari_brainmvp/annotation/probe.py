@@ -22,24 +22,24 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_brainmvp.annotation.descent import Part, Voxels, descend
 from napari_brainmvp.annotation.features import CLASS
+from napari_brainmvp.annotation.labelled import Lesson
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.inference.device import choose_dtype
 from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.threads import use_threads
 from napari_brainmvp.training.labels import assign_classes
 
-__all__ = ["Lesson", "Probe", "ProbeSpec"]
+__all__ = ["Probe", "ProbeSpec"]
 
 _CHUNK = {"cpu": 1 << 13, "cuda": 1 << 18}
 """Voxels predicted at a time, whose hidden units then stay in the processor's cache, or keep a GPU busy."""
 _BELIEVED, _ELSEWHERE = 256, 512
 """Unlabelled voxels, and labelled ones of other studies, a step."""
-_OWN = 4.0
+_OWN = 8.0
 """How much more than the model that ships one is trusted whose classes are known: it was trained to tell them."""
 _SOLVED = 1000
 """Unlabelled voxels that the closed-form start is held to."""
@@ -95,29 +95,6 @@ class ProbeSpec:
     smoothing: float = 2.0
     say: float = 0.5
     seed: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Lesson:
-    """Labelled voxels to fit to.
-
-    Parameters
-    ----------
-    values : Tensor of shape (n, F)
-    labels : ndarray of shape (n,), integers
-        Any values; each is a class.
-    places : int
-        How many places they lie in, see :attr:`LabelledVoxels.places`.
-    """
-
-    values: Tensor
-    labels: NDArray[np.int64]
-    places: int = 0
-
-    @property
-    def weight(self) -> float:
-        """Its places, at least one where there is anything."""
-        return float(max(1, self.places)) if len(self.labels) else 0.0
 
 
 class Probe:

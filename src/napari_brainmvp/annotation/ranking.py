@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_brainmvp.annotation.features import CLASS, StudyFeatures
+from napari_brainmvp.annotation.labelled import Lesson
 from napari_brainmvp.annotation.prediction import LabelledVoxels, labelled_voxels
-from napari_brainmvp.annotation.probe import Lesson, Probe
+from napari_brainmvp.annotation.probe import Probe
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress

@@ -33,8 +33,8 @@ from napari_brainmvp.training.finetuning.studies import (
     load_volume,
     stratified_folds,
 )
+from napari_brainmvp.training.finetuning.temperature import fit_temperature
 from napari_brainmvp.training.finetuning.transfer import copy_classes, count_classes, encoder_of, transfer
-from napari_brainmvp.training.finetuning.validation import fit_temperature
 from napari_brainmvp.training.loop import describe_run, make_fabric
 from napari_brainmvp.training.metrics import class_scores
 

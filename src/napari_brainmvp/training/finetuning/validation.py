@@ -24,6 +24,7 @@ from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.finetuning.data import Batch, Case, LabelledCrops
 from napari_brainmvp.training.finetuning.model import SegmentationModel
 from napari_brainmvp.training.finetuning.objective import Activation, segmentation_loss, truth
+from napari_brainmvp.training.finetuning.temperature import fit_temperature
 from napari_brainmvp.training.labels import LabelDescription
 from napari_brainmvp.training.loop import may_fail
 from napari_brainmvp.training.metrics import CaseScores, region_scores
@@ -164,32 +165,6 @@ def mix_in(
         chosen = next(s for s, score in scores.items() if score >= enough)
     model.load_state_dict(mixed(chosen))
     return chosen, scores
-
-
-def fit_temperature(logits: Tensor, target: Tensor, activation: Activation, unions: Unions | None = None) -> float:
-    """Minimise the cross entropy of logits / T (Guo et al., ICML 2017) over a fine grid of T from 0.25 to 4.
-
-    Parameters
-    ----------
-    logits : Tensor of shape (N, C)
-        Of classes.
-    target : Tensor of shape (N, K), 0 or 1
-    activation : {"softmax", "sigmoid"}
-    unions : Unions, optional
-        Makes K unions of the C classes.
-    """
-    best, chosen = float("inf"), 1.0
-    for t in np.exp(np.linspace(np.log(0.25), np.log(4), 65)):
-        scaled = logits / float(t)
-        if unions is not None:
-            scaled = unions(scaled)
-        if activation == "softmax":
-            loss = float(-(target * F.log_softmax(scaled, 1)).sum(1).mean())
-        else:
-            loss = float(F.binary_cross_entropy_with_logits(scaled, target))
-        if loss < best:
-            best, chosen = loss, float(t)
-    return chosen
 
 
 def decide(logits: Tensor, activation: Activation, unions: Unions | None = None) -> Tensor:
