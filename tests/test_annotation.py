@@ -308,6 +308,9 @@ def test_the_values_of_a_networks_classes_go_by_names_and_regions():
     assert known_classes(nested, classes) == (5, 9, 6)
     alone = nested.model_copy(update={"network": spec.model_copy(update={"out_channels": 2})})
     assert known_classes(alone, classes) == ()
+    apart = nested.model_copy(update={"network": inside.model_copy(update={"parts": ((), (0,), (1,))})})
+    assert known_classes(apart, classes) == (5, 9, 5)
+    assert known_classes(apart, classes[:2]) == ()  # nothing of the project's is left to tell apart
     with pytest.raises(StudyError, match="none of the classes"):
         known_classes(tiny_card(), classes[:1])
 

@@ -14,7 +14,7 @@ from napari_brainmvp.annotation.comparison import check_unseen, compare, newest_
 from napari_brainmvp.annotation.content import LabelClass
 from napari_brainmvp.annotation.export import export_dataset
 from napari_brainmvp.annotation.features import compute_features
-from napari_brainmvp.annotation.model_classes import region_classes
+from napari_brainmvp.annotation.model_classes import known_classes, region_classes
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.annotation.regions import brats_regions
 from napari_brainmvp.errors import FileError, StudyError
@@ -230,6 +230,11 @@ def test_a_model_that_tells_classes_apart_is_taken_at_its_word():
     inside = card.network.model_copy(update={"parts": ((), (0,), (0, 1), (0, 1, 2))})
     unsure = np.array([0.8, 0.7, 0.45], np.float16).reshape(3, 1, 1, 1)  # nothing 0.2, oedema 0.1, core 0.25, else 0.45
     assert region_classes(unsure, card.model_copy(update={"network": inside}), TUMOUR)[0, 0, 0] == 5
+    oedema = np.array([0.9, 0.3, 0.02], np.float16).reshape(3, 1, 1, 1)  # nothing 0.1, oedema 0.6, core 0.28
+    told = card.model_copy(update={"network": inside})
+    assert region_classes(oedema, told, TUMOUR)[0, 0, 0] == 2
+    assert region_classes(oedema, told, (TUMOUR[0], *TUMOUR[2:]))[0, 0, 0] == 1  # the project has no oedema
+    assert known_classes(told, (TUMOUR[0], *TUMOUR[2:])) == (1, 1, 3, 5)
     assert region_classes(unsure, card, TUMOUR)[0, 0, 0] == 3  # of three regions that are decided one by one
 
 

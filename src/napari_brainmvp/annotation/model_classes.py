@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,19 +24,32 @@ _RARE = 1e-3
 def known_classes(card: ModelCard, classes: Sequence[LabelClass]) -> tuple[int, ...]:
     """Return the project's value of each of a network's exclusive classes: the background's where it has none.
 
-    Empty where the network tells no exclusive classes apart, but regions one by one.
+    Empty where the network tells no exclusive classes apart, but regions one by one; and where the project's classes
+    leave nothing of them to tell apart.
+
+    Raises
+    ------
+    StudyError
+        The model knows none of the classes.
     """
     parts, background = card.network.parts, background_of(classes)
     if card.activation == "softmax":
         values = dict(_shared({label.value: label.name for label in card.labels}, card, classes))
         channels = [part[0] for part in parts] or range(len(card.channels))
-        return tuple(values.get(card.channels[channel], background) for channel in channels)
+        known = tuple(values.get(card.channels[channel], background) for channel in channels)
+    else:
+        kinds = _kinds(card, classes) if parts else {}
+        known = tuple(kinds.get(tuple(sorted(part)), background) for part in parts)
+    return known if background in known and len(set(known)) > 1 else ()
+
+
+def _kinds(card: ModelCard, classes: Sequence[LabelClass]) -> dict[tuple[int, ...], int]:
+    """Return the project's value of each combination of regions that is a class of the same name: the first such."""
     described, kinds = LabelDescription.of_card(card), dict[tuple[int, ...], int]()
-    for theirs, ours in _shared(described.labels, card, classes) if parts else ():
-        kind = tuple(row for row, members in enumerate(described.members) if theirs in members)
-        if kind:
-            kinds.setdefault(kind, ours)
-    return tuple(kinds.get(tuple(sorted(part)), background) for part in parts)
+    within = {v: tuple(r for r, members in enumerate(described.members) if v in members) for v in described.labels}
+    for theirs, ours in _shared({v: name for v, name in described.labels.items() if within[v]}, card, classes):
+        kinds.setdefault(within[theirs], ours)
+    return kinds
 
 
 def as_classes(found: NDArray[Any], card: ModelCard, classes: Sequence[LabelClass]) -> NDArray[np.int64]:
@@ -59,11 +72,11 @@ def region_classes(
     """Give every voxel the class whose regions fit a model of regions best.
 
     Where the model tells exclusive classes apart, that is the one whose regions are the most probable combination, as
-    the model itself decides. Otherwise it is the class with the largest product of p(r) over the regions r it is in,
-    and 1 - p(r) over the others; the background is in none. What the model paints would not do: where two regions
-    overlap and neither holds the other, the later one hides whether the earlier one is there, too, and a region that
-    its parts make up has no class of its own. Of classes in the same regions, which no such model tells apart, it is
-    the first.
+    the model itself decides, and the background where no class of the project is like that. Otherwise it is the class
+    with the largest product of p(r) over the regions r it is in, and 1 - p(r) over the others; the background is in
+    none. What the model paints would not do: where two regions overlap and neither holds the other, the later one hides
+    whether the earlier one is there, too, and a region that its parts make up has no class of its own. Of classes in
+    the same regions, which no such model tells apart, it is the first.
 
     Parameters
     ----------
@@ -78,29 +91,22 @@ def region_classes(
     StudyError
         The model knows none of the classes.
     """
-    described = LabelDescription.of_card(card)
-    known = {v: name for v, name in described.labels.items() if any(v in members for members in described.members)}
-    fit = _fits(probabilities.astype(np.float32), card)
-    best = fit(np.zeros(len(probabilities), bool))
-    out = np.full(best.shape, background_of(classes), np.int64)
-    for theirs, ours in _shared(known, card, classes):
-        found = fit(np.array([theirs in members for members in described.members]))
+    kinds, background = _kinds(card, classes), background_of(classes)
+    given = probabilities.astype(np.float32)
+    unions = Unions(card.network.parts, overlapping=True) if card.network.parts else None
+    if unions is not None and (shares := unions.split(torch.from_numpy(given))) is not None:
+        values = np.array([kinds.get(kind, background) for kind in unions.kinds], np.int64)
+        decided: NDArray[np.int64] = values[shares.argmax(0).numpy()]
+        return decided
+    sure = given.clip(_RARE, 1 - _RARE)  # of half precision, 0 and 1 are no certainty
+    best = np.prod(1 - sure, axis=0)
+    out = np.full(best.shape, background, np.int64)
+    for kind, ours in kinds.items():
+        within = np.isin(np.arange(len(sure)), kind)
+        found = np.prod(sure[within], axis=0) * np.prod(1 - sure[~within], axis=0)
         better = found > best
         out[better], best[better] = ours, found[better]
     return out
-
-
-def _fits(probabilities: NDArray[np.float32], card: ModelCard) -> Callable[[NDArray[np.bool_]], NDArray[np.float32]]:
-    """Return what says how well being within some of the regions (R,), and in no other, fits each voxel."""
-    if card.network.parts:
-        unions = Unions(card.network.parts, overlapping=True)
-        shares = unions.split(torch.from_numpy(probabilities))
-        if shares is not None:
-            known = dict(zip(unions.kinds, shares.numpy(), strict=True))
-            never = np.zeros(probabilities.shape[1:], np.float32)
-            return lambda within: known.get(tuple(np.flatnonzero(within).tolist()), never).copy()
-    sure = probabilities.clip(_RARE, 1 - _RARE)  # of half precision, 0 and 1 are no certainty
-    return lambda within: np.prod(sure[within], axis=0) * np.prod(1 - sure[~within], axis=0)
 
 
 def background_of(classes: Sequence[LabelClass]) -> int:

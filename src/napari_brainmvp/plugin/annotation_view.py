@@ -135,7 +135,14 @@ class AnnotationView(ModelChoice):
     def learn_from_all(self, on: bool) -> None:
         """Use the strokes of all studies of the project, or of this one only."""
         self._from_all = on
+        if on and self.corrected:
+            self.said.emit(f"Your strokes correct {self.corrected}: other studies' are used once you use the probe.")
+            return
         self.probe.learn_from(self._project if on else None, self.name)
+
+    def _learn_again(self) -> None:
+        if self._from_all and not self.probe.others:
+            self.learn_from_all(True)
 
     def _learned(self, count: int, unread: tuple[str, ...]) -> None:
         self.progressed.emit(Progress(""))
@@ -223,9 +230,10 @@ class AnnotationView(ModelChoice):
             self.update_now()
 
     def recolor(self) -> None:
-        """Show the classes' colours as they are now."""
+        """Show the classes' colours, and know what they mean, as they are now."""
         self.layer.colormap = class_colormap(self._project.classes)
         self._shown.recolor()
+        self.follow_classes()
 
     @property
     def layers(self) -> tuple[Any, ...]:

@@ -191,6 +191,12 @@ class FinetuneRow(QWidget):
         except StudyError as error:  # the layer was moved
             failed(str(error))
             return
+        if view.corrected:
+            failed(
+                f"Your strokes correct {view.corrected}, so they lie where it is wrong and cannot judge it: compare on "
+                "a study that you begin without it."
+            )
+            return
         features, others = view.probe.predictor.features, view.probe.others
         if not labels.any():
             failed(f"Nothing is painted on {view.name} yet: paint every class on two slices, to compare on them.")
@@ -209,12 +215,15 @@ class FinetuneRow(QWidget):
         self._run(run, "Comparing", lambda made: self._compared(view, *made), failed)
 
     def _compared(self, view: AnnotationView, found: ModelPrediction, comparison: Comparison) -> None:
-        """Say which is better, and keep what the model predicts where that is it."""
-        self.use.keep(view, found if comparison.model_is_better else None)
-        if view is self._view and view.model:  # an older model's, or one that is no better any more
-            view.use_probe()
+        """Say which is better, and keep what the model predicts."""
+        self.use.keep(view, found)
         where = "" if view is self._view else view.name
         self._ended(comparison.verdict(found.model, where))
+        if view is self._view and view.model and not view.corrected:  # an older model's, or one that is worse
+            try:
+                view.use_probe()
+            except StudyError as error:  # the layer was moved
+                self._failed(str(error))
 
     def _run_quietly(self, function: Callable[..., Any], doing: str, done: Callable[[Any], None]) -> None:
         """Run something with nothing to say of it but how far it is."""

@@ -124,12 +124,15 @@ class LiveProbe(QObject):
             use_all_cores()
             return read_predictor(study, background, progress, cancel, model, known)
 
+        def if_wanted(then: Callable[..., None]) -> Callable[..., None]:  # what was said before abandon() still arrives
+            return lambda *values: then(*values) if self._leading is work else None
+
         self._leading = work = Work(run)
         work.progressed.connect(self.progressed)
-        work.done.connect(self._follow)
-        work.failed.connect(self._stray)
-        work.cancelled.connect(lambda: self._stray("Cancelled: strokes do not correct the model, but the probe."))
-        work.crashed.connect(self._crash)
+        work.done.connect(if_wanted(self._follow))
+        work.failed.connect(if_wanted(self._stray))
+        work.cancelled.connect(if_wanted(lambda: self._stray("Cancelled: your strokes do not correct the model.")))
+        work.crashed.connect(if_wanted(self._crash))
         work.start()
 
     def _follow(self, predictor: StudyPredictor) -> None:
@@ -173,7 +176,7 @@ class LiveProbe(QObject):
 
         self._reading = work = Work(run)
         work.progressed.connect(self.progressed)
-        work.done.connect(self._learn)
+        work.done.connect(lambda found: self._learn(found) if self._reading is work else None)
         work.failed.connect(self.failed)
         work.crashed.connect(self.crashed)
         self.progressed.emit(Progress("Reading the studies"))
@@ -212,7 +215,7 @@ class LiveProbe(QObject):
         assert predictor is not None
         assert self._waiting is not None
         (labels, plane), self._waiting = self._waiting, None
-        others = self.others if predictor is self.predictor else ()  # a model of the user's has learned from them
+        others = self.others if predictor is self.predictor else ()  # a model of the user's was trained on such
 
         def glance() -> None:
             try:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Signal
 
+from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.errors import StudyError
 from napari_brainmvp.plugin.live_probe import LiveProbe
 from napari_brainmvp.plugin.slice_tools import SliceTools
 from napari_brainmvp.progress import Progress
@@ -25,6 +28,13 @@ class ModelChoice(SliceTools):
 
     probe: LiveProbe
 
+    _project: AnnotationProject
+    _lead: ModelPrediction | None = None
+
+    @abstractmethod
+    def _learn_again(self) -> None:
+        """Learn from other studies, too, if that was asked for while a model was corrected."""
+
     @abstractmethod
     def update_now(self) -> None:
         """Predict from the labels as they are."""
@@ -38,12 +48,18 @@ class ModelChoice(SliceTools):
         """The name of the model whose prediction is shown, corrected or not; empty where it is the probe's alone."""
         return self._shown.model or self._shown.leader
 
+    @property
+    def corrected(self) -> str:
+        """The name of the model that strokes correct; empty where there is none."""
+        return self._shown.leader
+
     def use_model(self, found: ModelPrediction) -> None:
         """Show what a model predicts; strokes correct it where it tells classes apart, else they bring the probe back.
 
         Until the study is read with the model, strokes wait.
         """
         if found.known:
+            self._lead = found
             self._shown.follow(found.model, found.labels, found.uncertainty)
             self.probe.lead(found.entry.folder, found.known)
             self.said.emit(f"Shown is the prediction of {found.model}. Reading the study with it, to correct it…")
@@ -52,6 +68,20 @@ class ModelChoice(SliceTools):
             self.said.emit(f"Shown is the prediction of {found.model}, until the probe predicts again.")
         self.changed.emit()
 
+    def follow_classes(self) -> None:
+        """Know the project's classes as they are now: what they mean to the model may have changed."""
+        if not self.corrected or self._lead is None:
+            return
+        from napari_brainmvp.annotation.model_classes import known_classes
+
+        known = known_classes(self._lead.entry.card, self._project.classes)
+        if known != self._lead.known:
+            self._lead = replace(self._lead, known=known)
+            if known:
+                self.probe.lead(self._lead.entry.folder, known)
+            else:
+                self.use_probe()
+
     def _model_ready(self) -> None:
         self.progressed.emit(Progress(""))
         self.said.emit(f"From now on your strokes correct the prediction of {self.model}.")
@@ -59,20 +89,31 @@ class ModelChoice(SliceTools):
 
     def _model_lost(self, why: str) -> None:
         self.progressed.emit(Progress(""))
-        self.use_probe()
+        try:
+            self.use_probe()
+        except StudyError as error:  # the layer was moved
+            why = f"{why} {error}"
         self.said.emit(why)
 
     def use_probe(self) -> None:
-        """Show what the probe predicts again, by itself; where it follows the brush, of what was taken over, too."""
+        """Show what the probe predicts again, by itself; where it follows the brush, of what was taken over, too.
+
+        Raises
+        ------
+        StudyError
+            The layer was moved.
+        """
+        painted = bool(self.labels.any())
         said = "Shown is the prediction of the probe."
-        if self._shown.leader:
+        if self.corrected:
             self.progressed.emit(Progress(""))
             self.probe.lead(None)
             self._shown.follow("", 0, 0)
-            if self.labels.any() or self.probe.others:
+            if painted or self.probe.others:
                 self.update_now()
             else:
                 said = "Ready: paint a stroke of each class, some background among them."
+            self._learn_again()
         else:
             self._show_probe()
             self._predict_if_labelled()

@@ -31,7 +31,7 @@ _USE_PROBE = "Start from the model that ships again, and from your strokes."
 
 
 class ModelOffer(QPushButton):
-    """*Use the model* where it was found better, *Begin with the model* where nothing is painted, *Use the probe*.
+    """*Begin with the model* where nothing is painted, *Use the model* where something is; then *Use the probe*.
 
     Parameters
     ----------
@@ -47,36 +47,34 @@ class ModelOffer(QPushButton):
         self._run = run
         self._project: AnnotationProject | None = None
         self._view: AnnotationView | None = None
-        self._better: tuple[AnnotationView, ModelPrediction] | None = None
+        self._found: tuple[AnnotationView, ModelPrediction] | None = None
         self._newest: tuple[AnnotationView, ModelEntry | None] | None = None
         self.hide()
         self.clicked.connect(self._swap)
 
-    def keep(self, view: AnnotationView, found: ModelPrediction | None) -> None:
-        """Offer what a model finds in a study, as it was found better than the probe; None where it was not."""
-        self._better = (view, found) if found is not None else None
+    def keep(self, view: AnnotationView, found: ModelPrediction) -> None:
+        """Know what a model finds in a study, so that it need not be run again."""
+        self._found = view, found
 
     def look_again(self) -> None:
         """Look for the newest model anew: there may be a newer one."""
-        self._newest = None
+        self._newest = self._found = None
 
     def offer(self, project: AnnotationProject | None, view: AnnotationView | None, idle: bool) -> None:
         """Offer what there is for the study that is painted on."""
         self._project, self._view = project, view
-        if self._better is not None and self._better[0] is not view:
-            self._better = None
-        shown = view is not None and bool(view.model)
-        begin = not shown and self._better is None and self._beginning() is not None
-        self.setVisible(shown or begin or self._better is not None)
+        shown, there = view is not None and bool(view.model), self._model() is not None
+        begin = there and not shown and view is not None and not view.painted
+        self.setVisible(shown or there)
         self.setEnabled(idle)
         self.setText("Use the probe" if shown else "Begin with the model" if begin else "Use the model")
         self.setShortcut("Alt+Shift+Q")  # which another text takes away
         self.setToolTip(f"{_USE_PROBE if shown else _BEGIN if begin else _USE_MODEL} (Alt+Shift+Q)")
 
-    def _beginning(self) -> ModelEntry | None:
-        """Find the model that one could begin with: the study is read, unpainted, and new to the model."""
+    def _model(self) -> ModelEntry | None:
+        """Find the project's newest model, once the study is read and if it is new to the model."""
         project, view = self._project, self._view
-        if project is None or view is None or view.probe.predictor is None or view.painted:
+        if project is None or view is None or view.probe.predictor is None:
             return None
         if self._newest is None or self._newest[0] is not view:
             from napari_brainmvp.annotation.comparison import check_unseen, newest_model
@@ -88,27 +86,45 @@ class ModelOffer(QPushButton):
             except StudyError:
                 entry = None
             self._newest = view, entry
-            if entry is not None:
+            if entry is not None and not view.painted:
                 self.hinted.emit(f"Alt+Shift+Q begins with {entry.card.name}.")
         return self._newest[1]
 
     def _swap(self) -> None:
-        project, view, entry = self._project, self._view, self._beginning()
+        project, view, entry = self._project, self._view, self._model()
         if project is None or view is None:
             return
-        if view.model:
-            view.use_probe()
-        elif self._better is not None:
-            view.use_model(self._better[1])
-        elif entry is not None:
+        try:
+            if view.model:
+                view.use_probe()
+            elif entry is not None:
+                found = self._known(view, entry, project)
+                if found is not None:
+                    view.use_model(found)
+                else:
+                    self._segment(project, view, entry)
+        except StudyError as error:  # the layer was moved, or the model knows none of the classes
+            view.refused.emit(str(error))
 
-            def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
-                from napari_brainmvp.annotation.comparison import predict_classes
+    def _known(self, view: AnnotationView, entry: ModelEntry, project: AnnotationProject) -> ModelPrediction | None:
+        """Return what the model finds where that is known, of this study, model and classes."""
+        from napari_brainmvp.annotation.model_classes import known_classes
 
-                return predict_classes(view.study, entry, project.classes, progress, cancel)
+        if self._found is None or self._found[0] is not view or self._found[1].entry != entry:
+            return None
+        found = self._found[1]
+        return found if found.known == known_classes(entry.card, project.classes) else None
 
-            self._run(run, f"Segmenting with {entry.card.name}", lambda found: self._begin(view, found))
+    def _segment(self, project: AnnotationProject, view: AnnotationView, entry: ModelEntry) -> None:
+        def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
+            from napari_brainmvp.annotation.comparison import predict_classes
 
-    def _begin(self, view: AnnotationView, found: ModelPrediction) -> None:
-        if view is self._view and not view.painted:  # else one has begun meanwhile
-            view.use_model(found)
+            return predict_classes(view.study, entry, project.classes, progress, cancel)
+
+        def then(found: ModelPrediction) -> None:
+            self.keep(view, found)
+            if view is self._view:
+                view.use_model(found)
+                view.follow_classes()  # which may have changed meanwhile
+
+        self._run(run, f"Segmenting with {entry.card.name}", then)
