@@ -171,12 +171,15 @@ def test_an_unreadable_file(tmp_path):
     for parent in tmp_path.parents:
         if parent.owner() == "root" and str(parent).startswith("/tmp/"):
             parent.chmod(0o755)
+    save(tmp_path / "readable.nii.gz", brain())  # read first: nobody may import what root has installed for itself
     code = (
         "import os, sys; from pathlib import Path; from napari_brainmvp.io import read_image\n"
-        "import pydicom, nibabel, nrrd\nfrom napari_brainmvp.errors import FileError\nos.setuid(65534)\n"
+        "from napari_brainmvp.errors import FileError\n"
+        "read_image(Path(sys.argv[2]))\nos.setuid(65534)\n"
         "try: read_image(Path(sys.argv[1]))\nexcept FileError as e: print(e)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "readable.nii.gz")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "may not be read" in done.stdout
 
 
