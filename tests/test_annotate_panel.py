@@ -883,6 +883,22 @@ def test_a_study_that_nothing_is_painted_on_begins_with_the_model(panel, viewer,
     assert not panel.project.labels("case").labels.any()
 
 
+def test_a_study_that_is_left_while_the_model_is_read_starts_anew(panel, viewer, qtbot, tmp_path, home):
+    own_model(panel, tmp_path, home)
+    begin(panel, qtbot)
+    left = panel.view
+    qtbot.mouseClick(panel.finetune.use, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: left.model == "mine", timeout=60_000)
+    reading = left.probe._leading
+    assert reading is not None
+    reading.wait(60)  # done, and not yet heard of
+    choose_study(panel, "case")
+    qtbot.waitUntil(lambda: panel.view.probe.predictor is not None, timeout=90_000)
+    assert panel.view is not left
+    assert (left.probe._led, panel.view.model, panel.finetune.use.text()) == (None, "", "Begin with the model")
+    assert "correct the prediction" not in panel.status.text()
+
+
 def test_the_better_model_of_regions_is_shown_until_the_next_stroke(panel, regional, viewer, qtbot, home):
     part, view, layer = panel.finetune, panel.view, panel.view.layer
     probe = native(viewer.layers["Prediction"]).copy()
