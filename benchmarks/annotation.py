@@ -320,7 +320,7 @@ def main() -> None:
     parser.add_argument("--before", type=int, nargs="+", default=[1, 3], help="studies, for --parts second")
     parser.add_argument("--model", help="start from this model, by name or folder; default the one that ships")
     parser.add_argument("--only", nargs="+", default=[], help="names of studies")
-    parser.add_argument("--trust", type=float, default=ProbeSpec.trust, help="in the default model; 0 for none")
+    parser.add_argument("--trust", type=float, default=ProbeSpec.trust, help="in the model, see ProbeSpec; 0 for none")
     parser.add_argument("--without-forest", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["usable_cores", "use_threads"]
+__all__ = ["usable_cores", "use_all_cores", "use_threads"]
 
 _lock = threading.Lock()
 _inside: dict[int, int] = {}
@@ -20,6 +20,14 @@ def usable_cores() -> int:
     """Count the cores that this process may use, hyper-threads among them."""
     affinity = getattr(os, "sched_getaffinity", None)  # clusters and containers give a part of the machine
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def use_all_cores() -> None:
+    """Let this thread compute on all cores, of which torch takes every other one, unless the user has said how many."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(usable_cores())
 
 
 @contextmanager

@@ -14,12 +14,12 @@ from qtpy.QtCore import QObject, Qt, Signal
 from qtpy.QtWidgets import QApplication
 
 from napari_brainmvp.annotation.project import AnnotationProject
-from napari_brainmvp.plugin.reading import labelled_elsewhere, read_predictor, use_all_cores
+from napari_brainmvp.plugin.reading import labelled_elsewhere, read_predictor
 from napari_brainmvp.plugin.visible_slice import Plane
 from napari_brainmvp.plugin.work import Work, step_back
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.study import Study
-from napari_brainmvp.threads import use_threads
+from napari_brainmvp.threads import use_all_cores, use_threads
 
 if TYPE_CHECKING:
     from napari_brainmvp.annotation.prediction import LabelledVoxels, StudyPredictor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,8 @@ from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.progress import CancelToken, ProgressCallback
 from napari_brainmvp.study import Study
-from napari_brainmvp.threads import usable_cores
 
-__all__ = ["labelled_elsewhere", "read_features", "read_predictor", "use_all_cores"]
-
-
-def use_all_cores() -> None:
-    """Let this thread compute on all cores, of which torch takes every other one, unless the user has said how many."""
-    import torch
-
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(usable_cores())
+__all__ = ["labelled_elsewhere", "read_features", "read_predictor"]
 
 
 def read_predictor(
