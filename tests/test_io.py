@@ -11,7 +11,7 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from conftest import brain, ordinary_user, save
+from conftest import brain, ordinary_user, save, without_privilege
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io import (
     find_studies,
@@ -230,6 +230,17 @@ def test_missing_slices_are_noticed(tmp_path):
     (tmp_path / "t1" / "im010.dcm").unlink()  # slice 3
     with pytest.raises(StudyError, match="evenly spaced"):
         read_study(tmp_path / "t1")
+
+
+def test_an_unreadable_slice_at_the_end_of_a_series_is_noticed(tmp_path):
+    write_series(tmp_path / "t1", slices=6)
+    last = tmp_path / "t1" / "im002.dcm"  # slice 5
+    last.chmod(0)
+    code = (
+        "from napari_brainmvp.io import read_image\nfrom napari_brainmvp.errors import FileError\n"
+        "try: print(read_image(path.parent)[0].shape)\nexcept FileError as e: print(e)\n"
+    )
+    assert "may not be read" in without_privilege(last, code)
 
 
 def test_modality_names():

@@ -251,6 +251,11 @@ def main() -> None:
     except BrainMVPError as error:
         sys.stderr.write(f"brainmvp: {error}\n")
         sys.exit(130 if isinstance(error, Cancelled) else 2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"brainmvp: {error.filename}: {error.strerror}; check the path and its permissions.\n")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("brainmvp: interrupted; nothing half-written was left.\n")
         sys.exit(130)

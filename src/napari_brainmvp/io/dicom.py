@@ -15,9 +15,13 @@ __all__ = ["holds_dicom", "read_dicom_series", "series_description"]
 
 def _is_dicom(path: Path) -> bool:
     """Look for the DICOM preamble."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _seems_dicom(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+        return _is_dicom(path)
     except OSError:
         return False
 
@@ -28,7 +32,7 @@ def _files(folder: Path) -> list[Path]:
 
 def holds_dicom(folder: Path) -> bool:
     """Tell whether a folder directly holds DICOM files (looks at the first few files only)."""
-    return any(_is_dicom(path) for path in _files(folder)[:3])
+    return any(_seems_dicom(path) for path in _files(folder)[:3])
 
 
 def series_description(folder: Path) -> str:
@@ -36,7 +40,7 @@ def series_description(folder: Path) -> str:
     import pydicom
 
     for path in _files(folder):
-        if _is_dicom(path):
+        if _seems_dicom(path):
             header = pydicom.dcmread(path, stop_before_pixels=True)
             return " ".join(str(header.get(k, "")) for k in ("SeriesDescription", "ProtocolName", "ContrastBolusAgent"))
     return ""
@@ -55,7 +59,9 @@ def read_dicom_series(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.flo
     Raises
     ------
     FileError
-        There is no DICOM file, or one cannot be read.
+        There is no DICOM file, or one is damaged.
+    OSError
+        A file cannot be opened or read.
     StudyError
         More than one series, colours, several frames, or slices that do not make a volume.
     """
@@ -63,6 +69,8 @@ def read_dicom_series(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.flo
 
     try:
         slices = [pydicom.dcmread(path) for path in _files(folder) if _is_dicom(path)]
+    except OSError:  # passed over, a slice at either end would be missing unnoticed
+        raise
     except Exception as error:  # pydicom raises many kinds on damaged files
         raise FileError(f"{folder} holds a DICOM file that cannot be read ({error}): copy the series again.") from error
     slices = [s for s in slices if "PixelData" in s]

@@ -148,9 +148,9 @@ def _read_volume(path: Path) -> tuple[NDArray[Any], Grid]:
 
 def _read_any(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Read an array and its RAS affine from any supported kind of file."""
-    if not path.exists():
-        raise FileError(f"{path} does not exist: check the path.")
     try:
+        if not path.exists():  # an error itself within a folder that may not be entered
+            raise FileError(f"{path} does not exist: check the path.")
         if path.is_dir():
             return read_dicom_series(path)
         if path.name.lower().endswith((".nrrd", ".nhdr")):

@@ -85,11 +85,11 @@ def _read(files: StudyFiles, reference: str | None, name: str | None) -> Study:
 
 
 def _from_path(path: Path, named: Mapping[Modality, Path]) -> StudyFiles:
-    if not path.exists():
-        raise FileError(f"{path} does not exist: check the path.")
-    if path.is_file():
-        return sort_files([path], named, stem(path))
     with readable(path):
+        if not path.exists():
+            raise FileError(f"{path} does not exist: check the path.")
+        if path.is_file():
+            return sort_files([path], named, stem(path))
         series = holds_dicom(path)
     if series:
         return sort_files([path], named, path.name)
@@ -204,8 +204,9 @@ def find_studies(folder: str | Path, problems: list[tuple[str, str]] | None = No
         The folder does not exist, or may not be read itself.
     """
     root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise FileError(f"{root} is not a folder: choose a folder of studies.")
+    with readable(root):
+        if not root.is_dir():
+            raise FileError(f"{root} is not a folder: choose a folder of studies.")
     return list(_walk(root, 0, [] if problems is None else problems))
 
 
