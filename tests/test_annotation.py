@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from annotation_for_tests import SHAPE, lesion_study, strokes, truth
-from conftest import full_disk
+from conftest import brain, full_disk, ordinary_user, save
 from models_for_tests import tiny_card, tiny_model
 from napari_brainmvp.annotation import lock, prediction
 from napari_brainmvp.annotation.brushes import grow, interpolate_slices, take_over
@@ -943,6 +943,51 @@ def test_the_second_window_is_read_only(project, tmp_path):
     third = AnnotationProject.open(project.folder)
     assert not third.read_only
     third.close()
+
+
+def test_a_project_that_is_moved_while_it_is_open_takes_nothing_down_where_it_was(project, tmp_path):
+    reference = project.add_study(lesion_study())
+    history, was = project.labels(reference.name), project.folder
+    labels = np.zeros(reference.shape, np.int32)
+    labels[3:6] = 2
+    history.record(labels)
+    was.rename(tmp_path / "moved")
+    labels[8:9] = 2
+    for write in (lambda: history.record(labels), lambda: project.set_groups({reference.name: "x"})):
+        with pytest.raises(FileError, match="put its folder back"):
+            write()
+    assert not was.exists()
+    (tmp_path / "moved").rename(was)
+    history.record(labels)
+    assert not project.read_only
+    was.rename(tmp_path / "moved")
+    project.close()
+    assert not was.exists()
+    again = AnnotationProject.open(tmp_path / "moved")
+    np.testing.assert_array_equal(again.labels(reference.name).labels, labels)
+    again.close()
+
+
+def test_a_project_in_a_place_that_is_closed_says_so(project):
+    reference = project.add_study(lesion_study())
+    history = project.labels(reference.name)
+    with ordinary_user(project.folder), pytest.raises(FileError, match=r"cannot be read|no longer in"):
+        history.record(np.ones(reference.shape, np.int32))
+    history.record(np.ones(reference.shape, np.int32))
+    with ordinary_user(project.folder):
+        project.close()
+
+
+def test_scans_that_are_links_into_a_store_are_found_again(project, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "case").mkdir()
+    save(tmp_path / "scan.nii.gz", brain())
+    (tmp_path / "scan.nii.gz").rename(tmp_path / "store" / "ab12cd")
+    (tmp_path / "case" / "case_t1.nii.gz").symlink_to(tmp_path / "store" / "ab12cd")
+    study = read_study(tmp_path / "case")
+    name = project.add_study(study).name
+    assert list(project.read(name).scans) == ["t1"]
+    assert project.find(study).name == name
 
 
 def test_the_lock_of_a_killed_process_is_stale(project, tmp_path):

@@ -169,14 +169,33 @@ def test_an_unreadable_file(tmp_path, closed):
         "from napari_brainmvp.errors import FileError\n"
         "for read in (read_image, read_study, find_studies):\n"
         "    try: read(path)\n    except FileError as e: print(e)\n"
-        "from napari_brainmvp.cli.app import main\n"
-        "sys.argv[1:] = ['segment', str(path), '--out', str(path.parent.parent / 'seg.nii.gz')]\nmain()\n"
     )
-    said = without_privilege(study / "t1.nii.gz", code)
+    said = without_privilege(study / "t1.nii.gz", code).splitlines()
     (study / closed).chmod(0o755)
-    assert all("permissions" in line or "not a folder" in line for line in said.splitlines()[:3])
-    assert "not readable" in said or "t1.nii.gz: Permission denied; check" in said
-    assert "Traceback" not in said
+    assert len(said) == 3
+    assert all("permissions" in line or "not a folder" in line for line in said)
+
+
+def test_a_closed_place_for_results(tmp_path):
+    save(tmp_path / "case_t1.nii.gz", brain())
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    old = closed / "seg.nii.gz"
+    old.touch()
+    closed.chmod(0)
+    command = (
+        "from napari_brainmvp.cli.app import main\nfrom napari_brainmvp.io import make_folder, write_text_atomic\n"
+        "from napari_brainmvp.errors import FileError\n"
+        "for place in (path, path / 'on' / 'and', path.with_name(251 * 'x')):\n"
+        "    for write in (write_text_atomic, make_folder):\n"
+        "        try: write(place, '')\n        except FileError as e: print(e)\n"
+        "sys.argv[1:] = ['segment', str(path.parent.parent / 'case_t1.nii.gz'), '--out', str(path)]\nmain()\n"
+    )
+    said = without_privilege(old, command).splitlines()
+    closed.chmod(0o755)
+    assert len(said) == 7
+    assert all("cannot be written (" in line for line in said[:6]), said
+    assert said[6].startswith(f"brainmvp: {old}: Permission denied")
 
 
 def test_a_full_disk_leaves_nothing_and_keeps_the_old_file(tmp_path):

@@ -113,7 +113,15 @@ def test_nothing_is_overwritten_unasked_and_scans_never(home, study_folder, tmp_
     scan = next(study_folder.glob("*t1n*"))
     before = scan.read_bytes()
     assert "one of the scans" in one_line_error(run("segment", study_folder, "-m", "tiny", "-o", scan, "--overwrite"))
-    assert scan.read_bytes() == before
+    named = scan.rename(study_folder / "scan3.nii.gz")  # is only known to be one because that is said
+    arguments = ("--scan", f"t1={named}", "-o", named, "--overwrite")
+    assert "one of the scans" in one_line_error(run("segment", study_folder, "-m", "tiny", *arguments))
+    assert named.read_bytes() == before
+    within = study_folder / "anat" / "sub-01_T1w.nii.gz"
+    within.parent.mkdir()
+    named.rename(within)
+    assert "one of the scans" in one_line_error(run("segment", study_folder, "-m", "tiny", "-o", within, "--overwrite"))
+    assert within.read_bytes() == before
 
 
 def test_an_interrupted_run_leaves_nothing(home, tmp_path):

@@ -183,7 +183,7 @@ def test_nrrd_is_turned_from_lps(tmp_path):
     np.testing.assert_allclose(grid.to_world([2, 3, 4]), world_lps * [-1, -1, 1])
 
 
-def write_series(folder, slices=6, rows=8, columns=10, description="t2_tse", uid=None) -> np.ndarray:
+def write_series(folder, slices=6, rows=8, columns=10, description="t2_tse", uid=None, agent="") -> np.ndarray:
     """Write a DICOM series out of order; returns the array (column, row, slice)."""
     folder.mkdir(parents=True, exist_ok=True)
     uid = uid or generate_uid()
@@ -195,6 +195,7 @@ def write_series(folder, slices=6, rows=8, columns=10, description="t2_tse", uid
         ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
         ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
         ds.SeriesInstanceUID, ds.SeriesDescription, ds.Modality = uid, description, "MR"
+        ds.ContrastBolusAgent = agent
         ds.ContentDate = datetime.date(2020, 1, 1).strftime("%Y%m%d")
         ds.ImagePositionPatient = [-20.0, 30.0, 5.0 + 4.0 * k]
         ds.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
@@ -241,6 +242,91 @@ def test_an_unreadable_slice_at_the_end_of_a_series_is_noticed(tmp_path):
         "try: print(read_image(path.parent)[0].shape)\nexcept FileError as e: print(e)\n"
     )
     assert "may not be read" in without_privilege(last, code)
+
+
+@pytest.mark.parametrize("size", [0, 100, 500, 700])
+def test_a_slice_at_the_end_that_is_cut_short_is_noticed(tmp_path, size):
+    write_series(tmp_path / "t1", slices=6)
+    last = tmp_path / "t1" / "im002.dcm"
+    last.write_bytes(last.read_bytes()[:size])
+    with pytest.raises(FileError, match=r"cut short|cannot be read"):
+        read_study(tmp_path / "t1")
+    last.unlink()
+    (tmp_path / "t1" / "notes.txt").touch()
+    assert read_study(tmp_path / "t1").grid.shape == (10, 8, 5)
+
+
+@pytest.mark.parametrize(
+    ("said", "agent", "key"),
+    [
+        ("AX T2 FLAIR BRAIN W/WO CONTRAST", "", "flair"),
+        ("AX T1 SE/POST", "", "t1c"),
+        ("AX T1", "Gadovist", "t1c"),
+        ("AX T2", "Dotarem", "t2"),
+        ("AX T1", "NONE", "t1"),
+    ],
+)
+def test_what_a_protocol_says_of_a_series(tmp_path, said, agent, key):
+    write_series(tmp_path / "study" / "SE0001", description=said, agent=agent)
+    assert list(read_study(tmp_path / "study").scans) == [key]
+
+
+def test_a_mask_that_is_no_label_map_stays_behind(tmp_path):
+    save(tmp_path / "case_t1.nii.gz", brain())
+    save(tmp_path / "brain_mask.nii.gz", np.full((40, 44, 36), 0.7, np.float32))
+    study = read_study(tmp_path)
+    assert study.labels is None
+    assert "brain_mask.nii.gz is not a label map" in study.warnings[-1]
+    entry = {"image": ["case_t1.nii.gz"], "label": "brain_mask.nii.gz"}
+    with pytest.raises(StudyError, match="not a label map"):
+        read_study(entry, base=tmp_path)
+
+
+def test_labels_that_a_tool_has_scaled_to_short_integers(tmp_path):
+    labels = np.zeros((12, 12, 12), np.float32)
+    labels[2:8], labels[8:10] = 1, 4
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    image = nib.Nifti1Image(labels, np.eye(4), header)
+    nib.save(image, tmp_path / "seg.nii.gz")
+    assert (np.asarray(nib.load(tmp_path / "seg.nii.gz").dataobj) != labels).any()
+    np.testing.assert_array_equal(read_label_map(tmp_path / "seg.nii.gz").data, labels)
+
+
+def test_nifti_2_and_names_in_capitals(tmp_path):
+    nib.save(nib.Nifti2Image(brain((20, 20, 20)), np.eye(4)), tmp_path / "two_t1.nii.gz")
+    (tmp_path / "two_t1.nii.gz").rename(tmp_path / "TWO_T1.NII.GZ")
+    np.testing.assert_array_equal(read_image(tmp_path / "TWO_T1.NII.GZ")[0], brain((20, 20, 20)))
+
+
+def test_a_diffusion_series_of_bids_stays_behind(tmp_path):
+    for place in ("anat/sub-01_T1w", "dwi/sub-01_dwi", "dwi/sub-01_adc"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        save(tmp_path / f"{place}.nii.gz", brain())
+    series = np.repeat(brain()[..., None], 3, 3)
+    save(tmp_path / "dwi/sub-01_dwi.nii.gz", series)
+    (tmp_path / "dwi/sub-01_dwi.bval").write_text("0 1000 1000\n")
+    assert list(read_study(tmp_path).scans) == ["t1", "adc"]
+
+
+def test_an_image_beside_the_studies_does_not_hide_them(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / f"{name}_t1.nii.gz", brain())
+    save(tmp_path / "atlas_T1.nii.gz", brain())
+    problems = []
+    assert [s.name for s in find_studies(tmp_path, problems)] == ["a", "b", "c"]
+    assert [name for name, _ in problems] == [tmp_path.name]
+    assert "atlas_T1.nii.gz" in problems[0][1]
+
+
+def test_a_link_to_a_study_is_the_same_study(tmp_path):
+    for name in ("b", "c"):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / f"{name}_t1.nii.gz", brain())
+    (tmp_path / "a-newest").symlink_to("b")
+    (tmp_path / "self").symlink_to(".")
+    assert [s.name for s in find_studies(tmp_path)] == ["b", "c"]
 
 
 def test_modality_names():

@@ -1,6 +1,7 @@
 """Cards, registry and weights."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from conftest import ordinary_user
 from models_for_tests import tiny_card, tiny_model
 from napari_brainmvp.errors import FileError, ModelError
 from napari_brainmvp.models import find_model, import_model, list_models, load_model, remove_model, save_model
@@ -63,6 +65,42 @@ def test_models_are_listed_found_and_removed(home, tmp_path):
     with pytest.raises(ModelError, match="only models there"):
         remove_model(str(elsewhere))
     assert elsewhere.exists()
+
+
+def test_a_copy_of_a_model_is_not_removed_in_its_place(home):
+    shutil.copytree(home / "models" / "tiny", home / "models" / "backup")
+    remove_model("tiny")
+    assert [path.name for path in (home / "models").iterdir()] == ["backup"]
+    assert find_model("tiny").folder.name == "backup"
+
+
+def test_a_card_in_another_encoding_is_left_out(home):
+    folder = tiny_model(home / "models", "foreign")
+    said = (folder / "card.json").read_text().replace("Tiny random", "Müller's")
+    (folder / "card.json").write_bytes(said.encode("latin-1"))
+    assert {"tiny"} == {name for name in names() if not name.startswith("brain-")}
+    with pytest.raises(ModelError, match="not text in UTF-8"):
+        find_model(folder)
+
+
+def test_a_closed_model_folder_is_left_out(home):
+    folder = tiny_model(home / "models", "closed")
+    with ordinary_user(folder):
+        assert "tiny" in names()
+        assert "closed" not in names()
+
+
+@pytest.mark.parametrize("name", ["My Model", "../x", "a/b", ".hidden"])
+def test_models_are_imported_under_names_only(home, tmp_path, name):
+    made = tiny_model(tmp_path, "mine")
+    with pytest.raises(ModelError, match=r"not a model name.*--name"):
+        import_model(made, name)
+    assert sorted(path.name for path in (home / "models").iterdir()) == ["tiny"]
+
+
+def test_the_folder_one_is_in_is_imported_by_its_name(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_model(tmp_path / "v1.2", "mine").rename(tmp_path / "mine.v2"))
+    assert import_model(".").card.name == "mine.v2"
 
 
 def test_a_folder_is_never_overwritten(home, tmp_path):

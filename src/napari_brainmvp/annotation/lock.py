@@ -87,6 +87,8 @@ class ProjectLock:
         said = self._read()
         if said is None:
             return False
+        if not said and not self._path.parent.exists():  # moved: nobody comes to where it was
+            return False
         if not said:  # after a long silence, somebody may have come, and gone
             return time.time() - self._written > _SILENCE
         return said.get("token") != self._token
@@ -128,8 +130,8 @@ class ProjectLock:
             with self._writing:
                 if self._stop.is_set() or not self.still_held():
                     return
-                if self._path.parent.is_dir():  # else the write would make a folder that was removed or unmounted
-                    with suppress(FileError):
+                with suppress(FileError, OSError):
+                    if self._path.parent.is_dir():  # else the write would make a folder that was removed or unmounted
                         write_text_atomic(self._path, self._content())
                         self._written = time.time()
 

@@ -20,12 +20,12 @@ from napari_brainmvp.annotation.content import (
 )
 from napari_brainmvp.annotation.history import LabelHistory
 from napari_brainmvp.annotation.lock import ProjectLock
-from napari_brainmvp.annotation.project_file import free_name, read_content, study_name, write_content
+from napari_brainmvp.annotation.project_file import check_in_place, free_name, read_content, study_name, write_content
 from napari_brainmvp.annotation.references import find_reference, make_reference, named, scan_paths
 from napari_brainmvp.annotation.regions import Regions, check_regions
 from napari_brainmvp.annotation.removal import leaving_class
 from napari_brainmvp.errors import FileError, LockedError, StudyError
-from napari_brainmvp.io import read_study
+from napari_brainmvp.io import read_study, readable
 from napari_brainmvp.io.participants import is_missing
 from napari_brainmvp.study import Study
 
@@ -56,8 +56,9 @@ class AnnotationProject:
             The folder holds something else, or cannot be written.
         """
         path = Path(folder).expanduser().resolve()
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileError(f"{path} is not empty: choose a new folder for the project, or open the one that is there.")
+        with readable(path):
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise FileError(f"{path} is not empty: choose a new folder for the project, or open the one in it.")
         content = ProjectContent(classes=check_classes(classes or default_classes()))
         write_content(path, content)
         return cls.open(path)
@@ -81,9 +82,9 @@ class AnnotationProject:
         """Write snapshots and let others write. Without a snapshot, on a full disk, the strokes are all there still."""
         try:
             if self._lock.still_held():
-                for history in self._histories.values():
-                    if history.stroke:
-                        history.compact()
+                self._writable()
+                for history in filter(lambda history: history.stroke, self._histories.values()):
+                    history.compact()
         except FileError as error:
             logger.warning("%s was closed without a snapshot, its strokes are saved: %s", self.folder.name, error)
         finally:
@@ -299,12 +300,11 @@ class AnnotationProject:
             The project has no study of a name.
         """
         said = {self.study(name).name: "" if is_missing(group) else group.strip() for name, group in groups.items()}
-        self._update(
-            studies=tuple(s.model_copy(update={"group": said[s.name]}) if s.name in said else s for s in self.studies),
-            class_column=column or self.class_column,
-        )
+        studies = (s.model_copy(update={"group": said[s.name]}) if s.name in said else s for s in self.studies)
+        self._update(studies=tuple(studies), class_column=column or self.class_column)
 
     def _writable(self) -> None:
+        check_in_place(self.folder)
         if not self._lock.held or not self._lock.still_held():
             raise LockedError(
                 f"The project {self.folder.name} is open for writing elsewhere ({self.owner}), so nothing that is "

@@ -12,13 +12,29 @@ from pydantic import ValidationError
 from napari_brainmvp.annotation.content import CLASS_COLUMN, ProjectContent, check_classes
 from napari_brainmvp.annotation.regions import check_regions
 from napari_brainmvp.errors import FileError, StudyError
-from napari_brainmvp.io import write_text_atomic
+from napari_brainmvp.io import readable, write_text_atomic
 
-__all__ = ["free_name", "read_content", "session_free", "study_name", "write_content"]
+__all__ = ["check_in_place", "free_name", "read_content", "session_free", "study_name", "write_content"]
 
 _FILE = "project.json"
 _UNUSED = {"regions": {}, "removed": (), "removed_classes": (), "class_column": CLASS_COLUMN, "identity": ""}
 """What is not written: versions that are older than these fields read a project that has no use for them."""
+
+
+def check_in_place(folder: Path) -> None:
+    """Make sure that a project's folder is where it was: else writing would make it anew, with what comes from now on.
+
+    Raises
+    ------
+    FileError
+        It is not, or may not be looked into.
+    """
+    with readable(folder):
+        if not (folder / _FILE).is_file():
+            raise FileError(
+                f"The project {folder.name} is no longer in {folder.parent}, so nothing that is painted is saved: put "
+                "its folder back, or open it where it is now."
+            )
 
 
 def read_content(folder: Path) -> ProjectContent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,8 +17,15 @@ __all__ = ["find_reference", "make_reference", "named", "scan_paths"]
 
 
 def scan_paths(reference: StudyReference, folder: Path) -> dict[str, Path]:
-    """Return where the scans of a study of the project in a folder are, by modality key."""
-    return {key: (folder / path).resolve() for key, path in reference.scans.items()}
+    """Return where the scans of a study of the project in a folder are, by modality key.
+
+    A link is not followed: what it points to may have a name that says nothing.
+    """
+    return {key: _absolute(folder / path) for key, path in reference.scans.items()}
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - without "..", and with links
 
 
 def named(name: str, references: Sequence[StudyReference]) -> StudyReference:
@@ -57,7 +65,7 @@ def make_reference(study: Study, name: str, folder: Path, back: StudyReference |
             said = scan.title if scan.imputed else ""  # read back as imputed, then
             path = folder / "scans" / name / f"{name}_{key}.nii.gz"
             path = write_image(path, scan.data, scan.grid, description=said)
-        path = path.resolve()
+        path = _absolute(path)
         scans[key] = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
     affine = tuple(tuple(float(v) for v in row) for row in study.grid.affine)
     made = StudyReference(name=name, scans=scans, reference=study.reference, shape=study.grid.shape, affine=affine)
@@ -76,10 +84,11 @@ def find_reference(study: Study, references: Iterable[StudyReference], folder: P
     """
     paths = {scan.path.resolve() for scan in study.scans.values() if scan.path is not None}
     for reference in references:
+        if not reference.grid.same_as(study.grid):
+            continue
         ours = scan_paths(reference, folder)
-        if reference.grid.same_as(study.grid) and (
-            paths & set(ours.values()) or (not paths and _is_copy(ours.get(study.reference), study, folder))
-        ):
+        same = paths & {path.resolve() for path in ours.values()}
+        if same or (not paths and _is_copy(ours.get(study.reference), study, folder)):
             return reference
     return None
 

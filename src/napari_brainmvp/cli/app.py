@@ -74,9 +74,9 @@ def segment(
 
     paths = OutputPaths.beside(out, probabilities=probabilities, uncertainty=uncertainty, volumes=volumes)
     named = named_scans(scan or ())
-    paths.check(overwrite, inputs=[*study, *named.values()])
     source: Path | list[Path] = study[0] if len(study) == 1 else study
     loaded = read_study(source, modalities=named, reference=reference or None)
+    paths.check(overwrite, loaded)
     options = SegmentOptions(
         device=device,
         overlap=overlap,

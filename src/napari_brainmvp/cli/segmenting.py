@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,15 @@ import numpy as np
 from napari_brainmvp.errors import FileError
 from napari_brainmvp.inference import SegmentationResult
 from napari_brainmvp.inference.result import volumes_csv
-from napari_brainmvp.io import stem, write_image, write_label_map, write_text_atomic
+from napari_brainmvp.io import (
+    guess_modality,
+    is_label_name,
+    stem,
+    write_image,
+    write_label_map,
+    write_text_atomic,
+)
+from napari_brainmvp.study import Study
 
 __all__ = ["OutputPaths", "as_report", "write_outputs"]
 
@@ -42,28 +49,30 @@ class OutputPaths:
         """Return the files that will be written."""
         return [p for p in (self.labels, self.probabilities, self.uncertainty, self.volumes) if p is not None]
 
-    def check(self, overwrite: bool, inputs: Sequence[str | Path]) -> None:
-        """Refuse, before any work, to write over an input, or over anything unless asked.
+    def check(self, overwrite: bool, study: Study) -> None:
+        """Refuse, before any work, to write over a scan, or over anything unless asked.
+
+        Parameters
+        ----------
+        overwrite : bool
+        study : Study
+            Its scans, and files beside them that are called like scans, are never written over.
 
         Raises
         ------
         FileError
             A file is in the way.
         """
-        sources = {Path(path).resolve() for path in inputs}
-        sources |= {child.resolve() for path in sources if path.is_dir() for child in path.iterdir()}
+        scans = {scan.path.resolve() for scan in study.scans.values() if scan.path is not None}
         for path in self.all():
-            if path.exists() and not overwrite:
+            if not path.exists():
+                continue
+            if not overwrite:
                 raise FileError(f"{path} exists: choose another name, or add --overwrite.")
-            if path.exists() and path.resolve() in sources and not _is_result(path):
+            place = path.resolve()
+            beside = place.parent in {scan.parent for scan in scans}
+            if place in scans or (beside and guess_modality(path) is not None and not is_label_name(path)):
                 raise FileError(f"{path} is one of the scans: choose another name.")
-
-
-def _is_result(path: Path) -> bool:
-    """Tell label maps and tables apart from scans, which are never written over."""
-    from napari_brainmvp.io import guess_modality
-
-    return guess_modality(path) is None
 
 
 def write_outputs(result: SegmentationResult, paths: OutputPaths, like: Path | None) -> None:

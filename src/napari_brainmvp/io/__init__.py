@@ -1,7 +1,15 @@
 """Files to studies and back. No torch here."""
 
 from napari_brainmvp.io.atomic import atomic_path, make_folder, write_text_atomic
-from napari_brainmvp.io.images import IMAGE_SUFFIXES, image_files, is_image_path, read_image, read_label_map, read_scan
+from napari_brainmvp.io.images import (
+    IMAGE_SUFFIXES,
+    image_files,
+    is_image_path,
+    read_image,
+    read_label_map,
+    read_scan,
+    readable,
+)
 from napari_brainmvp.io.names import guess_modality, is_label_name, stem
 from napari_brainmvp.io.participants import class_of, read_participants
 from napari_brainmvp.io.sorting import StudyFiles, sort_files
@@ -25,6 +33,7 @@ __all__ = [
     "read_participants",
     "read_scan",
     "read_study",
+    "readable",
     "sort_files",
     "stem",
     "write_image",

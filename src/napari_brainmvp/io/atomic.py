@@ -47,7 +47,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         reason = error.strerror or str(error)
         raise FileError(f"{path} cannot be written ({reason}): free some space or choose another place.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that is gone or closed, which was said already
+            temporary.unlink()
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -72,10 +73,10 @@ def make_folder(out: Path, fill: Callable[[Path], None], *, may_be_empty: bool =
     FileError
         It exists or cannot be written.
     """
-    if out.exists() and not (may_be_empty and out.is_dir() and not any(out.iterdir())):
-        raise FileError(f"{out} already exists: choose another place or remove it first.")
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
+        if out.exists() and not (may_be_empty and out.is_dir() and not any(out.iterdir())):
+            raise FileError(f"{out} already exists: choose another place or remove it first.")
         partial.mkdir(parents=True)
         fill(partial)
         if out.exists():  # empty: Windows would not put another folder in its place

@@ -13,10 +13,15 @@ from napari_brainmvp.errors import FileError, StudyError
 __all__ = ["holds_dicom", "read_dicom_series", "series_description"]
 
 
+_PREAMBLE = 132
+"""Bytes before a DICOM file's own content."""
+_NO_AGENT = ("", "no", "none", "nil", "n/a", "without")
+
+
 def _is_dicom(path: Path) -> bool:
     """Look for the DICOM preamble."""
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        return file.read(_PREAMBLE)[128:] == b"DICM"
 
 
 def _seems_dicom(path: Path) -> bool:
@@ -42,7 +47,9 @@ def series_description(folder: Path) -> str:
     for path in _files(folder):
         if _seems_dicom(path):
             header = pydicom.dcmread(path, stop_before_pixels=True)
-            return " ".join(str(header.get(k, "")) for k in ("SeriesDescription", "ProtocolName", "ContrastBolusAgent"))
+            agent = str(header.get("ContrastBolusAgent", "")).strip().lower()
+            contrast = "" if agent in _NO_AGENT else "contrast"
+            return " ".join(str(header.get(k, "")) for k in ("SeriesDescription", "ProtocolName")) + f" {contrast}"
     return ""
 
 
@@ -68,14 +75,16 @@ def read_dicom_series(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.flo
     import pydicom
 
     try:
-        slices = [pydicom.dcmread(path) for path in _files(folder) if _is_dicom(path)]
+        files = {path: pydicom.dcmread(path) for path in _files(folder) if _is_dicom(path)}
     except OSError:  # passed over, a slice at either end would be missing unnoticed
         raise
     except Exception as error:  # pydicom raises many kinds on damaged files
         raise FileError(f"{folder} holds a DICOM file that cannot be read ({error}): copy the series again.") from error
-    slices = [s for s in slices if "PixelData" in s]
+    slices = [s for s in files.values() if "PixelData" in s]
     if not slices:
         raise FileError(f"{folder} is not a scan: it holds no DICOM images and is not an image file.")
+    if broken := _broken(folder, files):
+        raise FileError(f"{folder} holds a DICOM file that is cut short ({broken.name}): copy the series again.")
     if len({s.get("SeriesInstanceUID") for s in slices}) > 1:
         raise StudyError(f"{folder} holds several DICOM series: put each series in a folder of its own.")
     if any(s.get("SamplesPerPixel", 1) != 1 for s in slices):
@@ -85,6 +94,20 @@ def read_dicom_series(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.flo
             f"{folder}: slices without position or orientation; multi-frame DICOM must be converted first."
         )
     return _stack(slices, folder)
+
+
+def _broken(folder: Path, files: dict[Path, Any]) -> Path | None:
+    """Find a slice that was copied in part: passed over, one at either end would be missing unnoticed."""
+    images = {path: s.file_meta.get("MediaStorageSOPClassUID") for path, s in files.items() if "PixelData" in s}
+    suffixes, kinds = {path.suffix for path in images}, set(images.values()) - {None}
+    for path in _files(folder):
+        if path in files:
+            cut = path not in images and files[path].file_meta.get("MediaStorageSOPClassUID") in kinds
+        else:
+            cut = path.suffix in suffixes and path.stat().st_size < _PREAMBLE
+        if cut:
+            return path
+    return None
 
 
 def _stack(slices: list[Any], folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

@@ -25,6 +25,8 @@ __all__ = ["IMAGE_SUFFIXES", "image_files", "is_image_path", "read_image", "read
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr")
 _MOST_VOXELS = 2048**3 // 8
 """A gigavoxel: no clinical head scan comes near, and a declared shape beyond it is a broken header."""
+_ROUNDED = 1e-3
+"""How far from a whole number a label may lie: floating-point maps that a tool has stored scaled to short integers."""
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +132,12 @@ def read_label_map(path: Path) -> LabelMap:
         As :func:`read_image`; also where values are not whole numbers of at least 0.
     """
     data, grid = _read_volume(path)
-    if not np.isfinite(data).all() or np.any(data != np.rint(data)) or data.min() < 0 or data.max() > 65535:
+    whole = np.rint(data) if data.dtype.kind == "f" else data
+    near = whole is data or (np.isfinite(data).all() and np.abs(data - whole).max() <= _ROUNDED)
+    if not near or whole.min() < 0 or whole.max() > 65535:
         raise StudyError(f"{path} is not a label map: its values are not whole numbers from 0 to 65535.")
-    dtype = np.uint8 if data.max() < 256 else np.uint16
-    return LabelMap(data.astype(dtype), grid, path)
+    dtype = np.uint8 if whole.max() < 256 else np.uint16
+    return LabelMap(whole.astype(dtype), grid, path)
 
 
 def _read_volume(path: Path) -> tuple[NDArray[Any], Grid]:
@@ -183,7 +187,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
         if path.name.lower().endswith(".gz"):
             image = _unpack(path, image)
         return np.asanyarray(image.dataobj), np.asarray(image.affine, np.float64)
-    except ValueError as error:  # nibabel reports a short file this way
+    except (HeaderDataError, ValueError) as error:  # nibabel reports a short file this way
         raise FileError(f"{path} is truncated or damaged ({error}): copy it again from its source.") from error
 
 
@@ -194,14 +198,14 @@ def _unpack(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
         content = file.read(size)
         if file.read(1 << 16) and file.read(1):
             raise FileError(f"{path} goes on after its last voxel: its header is damaged.")
-    return nib.Nifti1Image.from_bytes(content)
+    return type(image).from_bytes(content)
 
 
 def _check_size(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
     """Refuse a declared shape that the file cannot hold, before anything of that size is allocated."""
     voxels = int(np.prod([int(n) for n in shape], dtype=np.float64)) if shape else 0
     # Deflate shrinks by a factor of 1032 at most.
-    most_bytes = path.stat().st_size * (1032 if path.name.endswith(".gz") else 1)
+    most_bytes = path.stat().st_size * (1032 if path.name.lower().endswith(".gz") else 1)
     if voxels <= 0 or voxels > _MOST_VOXELS or voxels * itemsize > most_bytes:
         raise FileError(f"{path} says its shape is {shape}, which does not fit in the file: its header is damaged.")
 

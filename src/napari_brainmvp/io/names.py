@@ -7,7 +7,7 @@ from pathlib import Path
 
 from napari_brainmvp.study import MODALITIES, Modality
 
-__all__ = ["guess_modality", "is_label_name", "stem"]
+__all__ = ["guess_modality", "is_label_name", "modality_in_text", "stem"]
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".dcm")
 
@@ -56,7 +56,11 @@ def stem(path: str | Path) -> str:
 
 def _words(path: str | Path) -> str:
     """Lower case, with everything but letters, digits and '+' turned into single spaces."""
-    return re.sub(r"[^a-z0-9+]+", " ", stem(path).lower()).strip()
+    return _plain(stem(path))
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9+]+", " ", text.lower()).strip()
 
 
 def _folder(path: str | Path) -> str:
@@ -116,6 +120,17 @@ def guess_modality(path: str | Path, *, whole: bool = True) -> Modality | None:
     study = _folder(path)
     own = _said(_words(_own_part(path, "" if _is_modality(study) else study)))
     return _said(_words(path)) if own is None and whole else own
+
+
+def modality_in_text(text: str) -> Modality | None:
+    """Guess a scan's modality from what a protocol says of it; None where that does not say.
+
+    Examples
+    --------
+    >>> str(modality_in_text("AX T1 SE/POST")), str(modality_in_text("AX T2 FLAIR BRAIN W/WO CONTRAST"))
+    ('t1c', 'flair')
+    """
+    return _said(_plain(text))
 
 
 def _is_modality(folder: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io.dicom import holds_dicom, series_description
-from napari_brainmvp.io.names import guess_modality, is_label_name
+from napari_brainmvp.io.names import guess_modality, is_label_name, modality_in_text
 from napari_brainmvp.study import MODALITIES, Modality
 
 __all__ = ["StudyFiles", "sort_files"]
@@ -26,12 +26,15 @@ class StudyFiles:
     labels : Path or None
     warnings : tuple of str
         What was left out, and why.
+    labels_said : bool
+        Whether somebody said that these are the labels; else their file's name does.
     """
 
     name: str
     scans: dict[str, Path]
     labels: Path | None = None
     warnings: tuple[str, ...] = field(default=())
+    labels_said: bool = False
 
     @property
     def truth(self) -> Path:
@@ -86,7 +89,7 @@ def sort_files(
             labels.append(path)
             continue
         if guess is None and path.is_dir() and holds_dicom(path):
-            guess = guess_modality(series_description(path))
+            guess = modality_in_text(series_description(path))
         if guess is None:
             unknown.append(path)
         elif guess in named:

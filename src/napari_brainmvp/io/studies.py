@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,14 @@ def _read(files: StudyFiles, reference: str | None, name: str | None) -> Study:
     for key, path in files.scans.items():
         scans[key], repaired = read_scan(path, modality(key))
         warnings += repaired
-    labels = read_label_map(files.labels) if files.labels else None
+    labels = None
+    if files.labels:
+        try:
+            labels = read_label_map(files.labels)
+        except StudyError as error:  # a mask of probabilities, perhaps; whoever needs labels reads them by themselves
+            if files.labels_said:
+                raise
+            warnings.append(f"Labels were left out: {error}")
     chosen = "" if reference is None else modality(reference).key
     return Study(name or files.name, scans, chosen, labels, tuple(warnings))
 
@@ -109,13 +117,19 @@ def _members(folder: Path, closed: list[tuple[str, str]] | None = None) -> list[
             with readable(entry):
                 if entry.is_dir() and entry.name in _BIDS_FOLDERS:
                     members += _members(entry, closed)
-                elif (entry.is_file() and is_image_path(entry)) or (entry.is_dir() and holds_dicom(entry)):
+                elif holds_dicom(entry) if entry.is_dir() else is_image_path(entry) and not _is_series(entry):
                     members.append(entry)
         except FileError as error:
             if closed is None:
                 raise
             closed.append((folder_name(entry), str(error)))
     return members
+
+
+def _is_series(path: Path) -> bool:
+    """Tell a diffusion series of several volumes by its b-values, a file beside it as BIDS has it."""
+    values = path.with_name(f"{stem(path)}.bval")
+    return values.is_file() and len(values.read_bytes().split()) > 1
 
 
 def _common_name(paths: Sequence[Path]) -> str:
@@ -134,7 +148,7 @@ def _from_datalist(entry: Mapping[str, Any], base: Path | None, named: Mapping[M
     label = entry.get("label")
     if not isinstance(label, (str, Path)):
         return files
-    return StudyFiles(files.name, files.scans, _inside(Path(label), base), files.warnings)
+    return replace(files, labels=_inside(Path(label), base), labels_said=True)
 
 
 def read_datalist(path: Path, base: Path | None = None) -> tuple[list[StudyFiles], list[tuple[str, str]]]:
@@ -207,24 +221,42 @@ def find_studies(folder: str | Path, problems: list[tuple[str, str]] | None = No
     with readable(root):
         if not root.is_dir():
             raise FileError(f"{root} is not a folder: choose a folder of studies.")
-    return list(_walk(root, 0, [] if problems is None else problems))
+    return list(_walk(root, 0, [] if problems is None else problems, set()))
 
 
-def _walk(folder: Path, depth: int, problems: list[tuple[str, str]]) -> Iterable[StudyFiles]:
+def _walk(folder: Path, depth: int, problems: list[tuple[str, str]], seen: set[Path]) -> Iterable[StudyFiles]:
+    seen.add(folder.resolve())
     closed: list[tuple[str, str]] = []
     members = _members(folder, closed)
     problems += closed
+    shut = {name for name, _ in closed}
     if members:
         try:
-            yield sort_files(members, {}, folder_name(folder), of_many=True)
-            return
+            own = sort_files(members, {}, folder_name(folder), of_many=True)
         except (FileError, StudyError) as error:
             problems.append((folder_name(folder), str(error)))
-    if depth < _DEEPEST:
-        shut = {name for name, _ in closed}
-        children = (p for p in folder.iterdir() if not p.name.startswith((".", "derivatives")))
-        for child in sorted(p for p in children if folder_name(p) not in shut and p.is_dir()):
-            yield from _walk(child, depth + 1, problems)
+        else:
+            below: list[tuple[str, str]] = []
+            others = list(_below(folder, depth, shut, below, seen)) if depth == 0 else []
+            if len(others) > 1:
+                names = ", ".join(path.name for path in members)
+                problems += [(folder_name(folder), f"{names}: left out, beside folders of studies."), *below]
+            yield from others if len(others) > 1 else [own]
+            return
+    yield from _below(folder, depth, shut, problems, seen)
+
+
+def _below(
+    folder: Path, depth: int, shut: set[str], problems: list[tuple[str, str]], seen: set[Path]
+) -> Iterable[StudyFiles]:
+    if depth == _DEEPEST:
+        return
+    passed = (".", "derivatives")
+    children = [p for p in folder.iterdir() if not p.name.startswith(passed) and p.name not in _BIDS_FOLDERS]
+    inside = [p for p in children if folder_name(p) not in shut and p.is_dir()]
+    for child in sorted(inside, key=lambda p: (p.is_symlink(), p)):  # a link to one of the others is the same study
+        if child.resolve() not in seen:
+            yield from _walk(child, depth + 1, problems, seen)
 
 
 def folder_name(folder: Path) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from napari_brainmvp.preparation.spec import PreparationSpec
 
-__all__ = ["NOTICE", "Label", "Metric", "ModelCard", "NetworkSpec", "name_digest"]
+__all__ = ["NOTICE", "Label", "Metric", "ModelCard", "NetworkSpec", "check_model_name", "name_digest"]
 
 NOTICE = "For research use. Not a medical device; not for diagnosis or treatment."
 
@@ -175,9 +175,7 @@ class ModelCard(BaseModel):
     @field_validator("name")
     @classmethod
     def _name_is_a_folder_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
-            raise ValueError(f"{name!r} is not a model name: use up to 64 of a-z, 0-9, '.', '_' and '-'")
-        return name
+        return check_model_name(name)
 
     @field_validator("patch_size")
     @classmethod
@@ -224,6 +222,19 @@ class ModelCard(BaseModel):
         alone = all(len(unions) == 1 for unions in parts)
         if strange or not all(0 < n < len(parts) for n in members) or not (alone or self.activation == "sigmoid"):
             raise ValueError(f"parts {parts} do not make up {count} output channels of {self.activation}")
+
+
+def check_model_name(name: str) -> str:
+    """Return a model's name, which is that of its folder, too.
+
+    Raises
+    ------
+    ValueError
+        It is none.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise ValueError(f"{name!r} is not a model name: use up to 64 of a-z, 0-9, '.', '_' and '-'")
+    return name
 
 
 def name_digest(name: str) -> str:

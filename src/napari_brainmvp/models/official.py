@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from napari_brainmvp.errors import ModelError
-from napari_brainmvp.models.card import Label, ModelCard, NetworkSpec
+from napari_brainmvp.io import make_folder
+from napari_brainmvp.models.card import Label, ModelCard, NetworkSpec, check_model_name
 from napari_brainmvp.models.registry import CARD_FILE, ModelEntry, find_model, models_folder, read_card
 from napari_brainmvp.models.weights import load_model, save_model
 from napari_brainmvp.networks import EncoderSpec, ModalityTemplates, SegmentationNetwork
@@ -168,10 +169,15 @@ def import_model(source: str | Path, name: str | None = None, modalities: Sequen
     Raises
     ------
     ModelError
-        The model cannot be used, or the name is taken.
+        The model cannot be used, or the name is taken or none.
+    FileError
+        It cannot be written.
     """
-    path = Path(source).expanduser()
-    wanted = name or re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")
+    path = Path(source).expanduser().resolve()
+    try:
+        wanted = check_model_name(name or re.sub(r"[^a-z0-9._-]+", "-", _own_name(path).lower()).strip("-._"))
+    except ValueError as error:
+        raise ModelError(f"{error}: give it another --name.") from error
     target = models_folder() / wanted
     if target.exists():
         raise ModelError(f"A model {wanted!r} exists already: remove it, or choose another --name.")
@@ -186,17 +192,20 @@ def import_model(source: str | Path, name: str | None = None, modalities: Sequen
     return find_model(wanted)
 
 
+def _own_name(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
+
+
 def _import_folder(path: Path, name: str, target: Path) -> ModelEntry:
     entry = ModelEntry(read_card(path), path, shipped=False)
     load_model(entry, entry.card.task)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    shutil.copy2(entry.weights, partial)
     card = entry.card.model_copy(update={"name": name})
-    (partial / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    partial.rename(target)
+
+    def fill(folder: Path) -> None:
+        shutil.copy2(entry.weights, folder)
+        (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    make_folder(target, fill)
     return find_model(name)
 
 

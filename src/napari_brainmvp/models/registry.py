@@ -88,20 +88,29 @@ def read_card(folder: Path) -> ModelCard:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "card"
         raise ModelError(f"{path}: {where}: {first['msg']}. Correct the card.") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not text in UTF-8 ({error}): restore the card.") from error
 
 
 def list_models() -> list[ModelEntry]:
     """List all models with a valid card, shipped ones first; a broken one is logged and left out."""
     entries = []
     for root, shipped in ((_shipped_folder(), True), (models_folder(), False)):
-        for folder in sorted(root.iterdir()) if root is not None and root.is_dir() else []:
-            if not (folder / CARD_FILE).is_file():
-                continue
+        for folder in _folders(root):
             try:
-                entries.append(ModelEntry(read_card(folder), folder, shipped))
-            except ModelError as error:
+                if (folder / CARD_FILE).is_file():
+                    entries.append(ModelEntry(read_card(folder), folder, shipped))
+            except (ModelError, OSError) as error:
                 logger.warning("%s", error)
     return entries
+
+
+def _folders(root: Path | None) -> list[Path]:
+    try:
+        return sorted(root.iterdir()) if root is not None and root.is_dir() else []
+    except OSError as error:
+        logger.warning("%s", error)
+        return []
 
 
 def _shipped_folder() -> Path | None:
@@ -125,9 +134,9 @@ def find_model(name: str | Path | None = None) -> ModelEntry:
         There is no such model; the message lists those there are.
     """
     wanted = str(name or DEFAULT_MODEL)
-    for entry in list_models():
-        if entry.card.name == wanted:
-            return entry
+    named = [entry for entry in list_models() if entry.card.name == wanted]
+    if named:
+        return min(named, key=lambda entry: entry.folder.name != wanted)  # a copy of its folder comes after it
     folder = Path(wanted).expanduser()
     if (folder / CARD_FILE).is_file():
         return ModelEntry(read_card(folder), folder.resolve(), shipped=False)
