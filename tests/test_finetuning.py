@@ -15,8 +15,8 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from conftest import save
-from models_for_tests import tiny_card
+from conftest import brain, save
+from models_for_tests import region_model, tiny_card
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
 from napari_brainmvp.inference import segment
 from napari_brainmvp.io import find_studies, read_study
@@ -536,6 +536,34 @@ def test_every_label_is_looked_at_while_training(tmp_path):
     crops = LabelledCrops([Case(studies[0])], ("t1",), labels, spec)
     batches = CropValidation(crops, labels, Fabric(accelerator="cpu", devices=1)).batches
     assert {int(batch["rows"][0, 8, 8, 8]) for batch in batches} >= set(range(1, 7))
+
+
+@pytest.mark.parametrize("right", [(2, 3), (3, 2)])
+def test_regions_are_evaluated_as_they_were_found_not_as_they_are_painted(tmp_path, right):
+    """Neither holds the other: what is painted with the later one's value hides the earlier one."""
+    (tmp_path / "case").mkdir()
+    truth = np.zeros((32, 32, 32), np.uint8)
+    truth[4:12, 8:24, 8:24], truth[12:16, 8:24, 8:24], truth[16:28, 8:24, 8:24] = 1, 2, 3
+    save(tmp_path / "case" / "case_t1.nii.gz", brain((32, 32, 32)))
+    save(tmp_path / "case" / "case_seg.nii.gz", truth)
+    labels = LabelDescription(labels={1: "a", 2: "both", 3: "b"}, regions={"left": (1, 2), "right": right})
+    assert labels.painted == (1, 3)
+    masks = np.stack([np.isin(truth, members) for members in labels.members]).astype(float)
+    cases, problems = evaluate_segmentation(region_model(labels, masks), find_studies(tmp_path), labels)
+    assert problems == []
+    assert {name: s.dice for name, s in cases[0].scores.items()} == {"left": 1.0, "right": 1.0}
+
+
+def test_a_whole_is_evaluated_where_none_of_its_parts_is_found(tmp_path):
+    (tmp_path / "case").mkdir()
+    truth = np.zeros((32, 32, 32), np.uint8)
+    truth[8:24, 8:24, 8:24], truth[12:20, 12:20, 12:20] = 1, 2
+    save(tmp_path / "case" / "case_t1.nii.gz", brain((32, 32, 32)))
+    save(tmp_path / "case" / "case_seg.nii.gz", truth)
+    labels = LabelDescription(labels={1: "a", 2: "b"}, regions={"whole": (1, 2), "a": (1,), "b": (2,)})
+    unsure = np.stack([truth > 0, 0.45 * (truth == 1), truth == 2]).astype(float)
+    cases, _ = evaluate_segmentation(region_model(labels, unsure), find_studies(tmp_path), labels)
+    assert {name: s.dice for name, s in cases[0].scores.items()} == {"whole": 1.0, "a": 0.0, "b": 1.0}
 
 
 # --- runs -------------------------------------------------------------------------------------------------------

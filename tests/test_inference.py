@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import brain
-from models_for_tests import tiny_card, tiny_model
+from models_for_tests import region_model, tiny_card, tiny_model
 from napari_brainmvp.errors import BrainMVPError, Cancelled, StudyError
 from napari_brainmvp.inference import SegmentOptions, choose_device, segment
 from napari_brainmvp.inference.device import choose_precision
@@ -25,6 +25,7 @@ from napari_brainmvp.models import Label, find_model, load_model
 from napari_brainmvp.models.weights import LoadedModel
 from napari_brainmvp.progress import CancelToken
 from napari_brainmvp.study import Grid, Scan, Study, modality
+from napari_brainmvp.training.labels import LABEL_PRESETS
 
 FLOAT = SegmentOptions(device="cpu", precision="float32")
 KEYS = ("t1", "t1c", "t2", "flair")
@@ -95,6 +96,19 @@ def test_volumes_and_centres(model):
             assert result.labels[tuple(index)] == s.value
         else:
             assert s.centre_mm is None
+
+
+def test_a_region_is_measured_whole_with_the_regions_within_it():
+    labels, truth = LABEL_PRESETS["brats"], np.zeros((32, 32, 32), int)
+    truth[8:24, 8:24, 8:24], truth[12:20, 12:20, 12:20], truth[14:18, 14:18, 14:18] = 2, 1, 4
+    masks = [np.isin(truth, members) for members in labels.members]
+    model = region_model(labels, np.stack(masks).astype(float))
+    result = segment(study(("t1",), (32, 32, 32)), model, FLOAT)
+    np.testing.assert_array_equal(result.labels, truth)
+    np.testing.assert_array_equal(result.regions, masks)
+    assert [s.voxels for s in result.structures] == [m.sum() for m in masks]
+    for structure, mask in zip(result.structures, masks, strict=True):
+        assert mask[tuple(np.rint(result.grid.to_index(structure.centre_mm)).astype(int))]
 
 
 def test_a_shell_has_its_centre_on_the_shell():

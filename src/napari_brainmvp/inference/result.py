@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +51,11 @@ class SegmentationResult:
     Parameters
     ----------
     labels : ndarray of shape (i, j, k), uint8 or uint16
+        Where regions overlap, the last one's value.
+    regions : ndarray of shape (R, i, j, k), bool, or None
+        Of a model whose regions may overlap: where each of its channels' is.
     grid : Grid
-        Of ``labels``, ``probabilities`` and ``uncertainty``.
+        Of all maps.
     structures : tuple of Structure
         One for every label of the card, present or not.
     probabilities : ndarray of shape (K, i, j, k), float16, or None
@@ -69,6 +72,7 @@ class SegmentationResult:
     """
 
     labels: NDArray[Any]
+    regions: NDArray[np.bool_] | None
     grid: Grid
     structures: tuple[Structure, ...]
     probabilities: NDArray[np.float16] | None
@@ -80,7 +84,9 @@ class SegmentationResult:
     warnings: tuple[str, ...]
 
 
-def measure(labels: NDArray[Any], grid: Grid, described: Sequence[Label]) -> tuple[Structure, ...]:
+def measure(
+    labels: NDArray[Any], grid: Grid, described: Sequence[Label], regions: Mapping[int, NDArray[np.bool_]] | None = None
+) -> tuple[Structure, ...]:
     """Measure every described label: voxels, volume in ml and a place to look at.
 
     Parameters
@@ -88,25 +94,32 @@ def measure(labels: NDArray[Any], grid: Grid, described: Sequence[Label]) -> tup
     labels : ndarray of shape (i, j, k), unsigned integers
     grid : Grid
     described : sequence of Label
+    regions : mapping of int to ndarray of shape (i, j, k), bool, optional
+        By label value, where each is, if they overlap: a label map shows the last of them only.
     """
-    counts = np.bincount(labels.ravel(), minlength=1 + max((label.value for label in described), default=0))
-    boxes = ndimage.find_objects(labels)
+    boxes = ndimage.find_objects(labels) if regions is None else []
     structures = []
     for label in described:
-        voxels = int(counts[label.value])
-        centre = _centre(labels, boxes[label.value - 1], label.value) if voxels else None
+        if regions is not None:
+            whole = regions[label.value]
+            box = next(iter(ndimage.find_objects(whole.view(np.uint8))), None)
+            mask = whole[box] if box is not None else None
+        else:
+            box = boxes[label.value - 1] if label.value <= len(boxes) else None
+            mask = labels[box] == label.value if box is not None else None
+        voxels = int(mask.sum()) if mask is not None else 0
         world = None
-        if centre is not None:
-            x, y, z = (float(value) for value in grid.to_world(centre))
+        if mask is not None and box is not None:
+            x, y, z = (float(value) for value in grid.to_world(_centre(mask, box)))
             world = (x, y, z)
         volume = voxels * grid.voxel_volume_ml
         structures.append(Structure(label.value, label.name, label.color, voxels, volume, world))
     return tuple(structures)
 
 
-def _centre(labels: NDArray[Any], box: tuple[slice, ...], value: int) -> NDArray[np.int64]:
-    """Return the voxel nearest to the centre of mass of the structure's largest connected part."""
-    parts, count = ndimage.label(labels[box] == value)
+def _centre(mask: NDArray[np.bool_], box: tuple[slice, ...]) -> NDArray[np.int64]:
+    """Return the voxel nearest to the centre of mass of the largest connected part of a mask, which fills a box."""
+    parts, count = ndimage.label(mask)
     largest = 1 if count == 1 else 1 + int(np.bincount(parts.ravel())[1:].argmax())
     index = np.argwhere(parts == largest)
     index = index[:: max(1, len(index) // _ENOUGH_VOXELS)]

@@ -24,7 +24,7 @@ from napari_brainmvp.preparation import PreparedStudy, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
 from napari_brainmvp.study import Grid, Study, modality
 
-__all__ = ["SegmentOptions", "activation", "decide_labels", "fill_missing", "segment"]
+__all__ = ["SegmentOptions", "activation", "decide_labels", "decide_regions", "fill_missing", "segment"]
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,17 @@ def segment(
     )
     probabilities = window(loaded.network, images, prepared.foreground, activation(card), progress, cancel)
     progress(Progress("Measuring"))
-    labels = decide_labels(probabilities, prepared, card, target)
+    regions = decide_regions(probabilities, prepared, card, target) if card.activation == "sigmoid" else None
+    labels = _classes(probabilities, prepared, card, target) if regions is None else _paint(regions, card)
     if cancel is not None:
         cancel.raise_if_cancelled()
     return SegmentationResult(
         labels=labels,
+        regions=regions,
         grid=target,
-        structures=measure(labels, target, card.labels),
+        structures=measure(
+            labels, target, card.labels, None if regions is None else dict(zip(card.channels, regions, strict=True))
+        ),
         probabilities=_restore_all(probabilities, prepared, target) if options.probabilities else None,
         channel_names=_channel_names(card),
         uncertainty=_uncertainty(probabilities, prepared, card, target) if options.uncertainty else None,
@@ -186,19 +190,38 @@ def decide_labels(probabilities: Tensor, prepared: PreparedStudy, card: ModelCar
     Exclusive classes by the most probable one, regions made of such by the most probable combination of regions; other
     regions each by itself, where it is more probable than not. Of several regions, a voxel gets the last one's value.
     """
-    values = np.array(card.channels, np.uint16 if max(card.channels, default=0) > 255 else np.uint8)
     if card.activation == "softmax":
-        labels: NDArray[Any] = values[prepared.restore_classes(probabilities, target)]
-        return labels
+        return _classes(probabilities, prepared, card, target)
+    return _paint(decide_regions(probabilities, prepared, card, target), card)
+
+
+def decide_regions(probabilities: Tensor, prepared: PreparedStudy, card: ModelCard, target: Grid) -> NDArray[np.bool_]:
+    """Turn channel probabilities (R, X, Y, Z) of regions into where each is on the target grid, (R, i, j, k).
+
+    Regions made of exclusive classes by the most probable combination, others each where it is more probable than not.
+    """
     unions = Unions(card.network.parts, overlapping=True) if card.network.parts else None
     if unions is not None and (shares := unions.split(probabilities)) is not None:
-        last = [values[kind[-1]] if kind else 0 for kind in unions.kinds]
-        labels = np.array(last, values.dtype)[prepared.restore_classes(shares, target)]
-        return labels
-    labels = np.zeros(target.shape, values.dtype)
-    for value, region in zip(values, probabilities, strict=True):
-        labels[prepared.restore_image(region, target) > 0.5] = value
+        kind = prepared.restore_classes(shares, target)
+        return np.array([[region in k for k in unions.kinds] for region in range(len(probabilities))])[:, kind]
+    return np.stack([prepared.restore_image(region, target) > 0.5 for region in probabilities])
+
+
+def _paint(regions: NDArray[np.bool_], card: ModelCard) -> NDArray[Any]:
+    values = _values(card)
+    labels = np.zeros(regions.shape[1:], values.dtype)
+    for value, region in zip(values, regions, strict=True):
+        labels[region] = value
     return labels
+
+
+def _classes(probabilities: Tensor, prepared: PreparedStudy, card: ModelCard, target: Grid) -> NDArray[Any]:
+    labels: NDArray[Any] = _values(card)[prepared.restore_classes(probabilities, target)]
+    return labels
+
+
+def _values(card: ModelCard) -> NDArray[Any]:
+    return np.array(card.channels, np.uint16 if max(card.channels, default=0) > 255 else np.uint8)
 
 
 def _channel_names(card: ModelCard) -> tuple[str, ...]:

@@ -116,7 +116,9 @@ def _measure(
     if not truth.grid.same_as(study.grid):
         true = resample(torch.from_numpy(true), truth.grid, study.grid, "nearest").numpy()
     labels.rows(true)  # says which value is not described
-    result = segment(study, model, options).labels
+    found = segment(study, model, options)
+    regions = _same_regions(model, labels, found.regions) if values is None else {}
+    result = found.labels
     if values is not None:
         lookup = np.zeros(int(result.max(initial=0)) + 1, np.int64)
         for own, theirs in values.items():
@@ -124,18 +126,25 @@ def _measure(
                 lookup[own] = theirs
         result = lookup[result]
     seen = np.ones(true.shape, bool) if labels.unlabelled is None else true != labels.unlabelled
-    return CaseScores(
-        files.name,
-        {
-            name: region_scores(
-                np.isin(result, members) & seen,
-                np.isin(true, members) & seen,
-                study.grid.spacing,
-                surface=labels.unlabelled is None,
-            )
-            for name, members in zip(labels.names, labels.members, strict=True)
-        },
-    )
+    scores = {}
+    for name, members in zip(labels.names, labels.members, strict=True):
+        mask = regions[name] if name in regions else np.isin(result, members)
+        surface, voxel = labels.unlabelled is None, study.grid.voxel_volume_ml
+        pair = (mask & seen, np.isin(true, members) & seen)
+        scores[name] = region_scores(*pair, study.grid.spacing, surface=surface, voxel_ml=voxel)
+    return CaseScores(files.name, scores)
+
+
+def _same_regions(
+    model: LoadedModel, labels: LabelDescription, found: NDArray[np.bool_] | None
+) -> dict[str, NDArray[np.bool_]]:
+    """Return where the model's own regions are that are measured: of those that overlap, labels show the last only."""
+    if found is None:
+        return {}
+    names = {label.value: label.name for label in model.card.labels}
+    own = LabelDescription.of_card(model.card).regions
+    pairs = {names[value]: mask for value, mask in zip(model.card.channels, found, strict=True)}
+    return {n: pairs[n] for n, of in labels.regions.items() if n in pairs and set(own.get(n, of)) == set(of)}
 
 
 def scores_csv(results: Mapping[str, Sequence[CaseScores]]) -> str:

@@ -37,7 +37,8 @@ class LabelDescription(BaseModel):
         Names of the values, without those that mean background or nothing.
     regions : dict of str to tuple of int
         Values that make up each region, larger regions first, for example ``{"whole tumour": (1, 2, 4)}``; empty for
-        exclusive labels. A region is painted with its first value that no later region has.
+        exclusive labels. A region is painted with its first value that no later region has, and none that does not
+        hold it.
     background : int
         The value that means "nothing of all this".
     unlabelled : int or None
@@ -103,7 +104,9 @@ class LabelDescription(BaseModel):
         for index, region in enumerate(regions):
             later = {v for other in regions[index + 1 :] for v in other}
             own = [v for v in region if v not in later]
-            found.append(own[0] if own else spare + index)
+            aside = {v for other in regions[:index] if not set(region) <= set(other) for v in other}
+            first = [v for v in own if v not in aside]  # else it would say that the other region is there, too
+            found.append((first or own or [spare + index])[0])
         return tuple(found) or self.values
 
     def rows(self, values: NDArray[Any]) -> NDArray[np.int64]:

@@ -51,7 +51,12 @@ class CaseScores:
 
 
 def region_scores(
-    found: NDArray[np.bool_], true: NDArray[np.bool_], spacing: Sequence[float], *, surface: bool = True
+    found: NDArray[np.bool_],
+    true: NDArray[np.bool_],
+    spacing: Sequence[float],
+    *,
+    surface: bool = True,
+    voxel_ml: float = 0.0,
 ) -> RegionScores:
     """Compare two masks.
 
@@ -62,6 +67,8 @@ def region_scores(
         Voxel edges, mm.
     surface : bool
         Also measure the distance of the surfaces.
+    voxel_ml : float
+        Volume of a voxel; 0 for the product of its edges, which it is where they are at right angles.
 
     Examples
     --------
@@ -69,7 +76,7 @@ def region_scores(
     >>> region_scores(nothing, nothing, (1, 1, 1)).dice
     1.0
     """
-    millilitres = float(np.prod(spacing)) / 1000
+    millilitres = voxel_ml or float(np.prod(spacing)) / 1000
     volumes = float(found.sum() * millilitres), float(true.sum() * millilitres)
     if not (found.any() and true.any()):
         same = not (found.any() or true.any())
