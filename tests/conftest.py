@@ -37,6 +37,11 @@ def brain(shape=(40, 44, 36), seed=0) -> np.ndarray:
     return np.where(inside, rng.uniform(50, 150, shape), 0).astype(np.float32)
 
 
+def filled(shape=(32, 32, 32)) -> np.ndarray:
+    """Textured intensities everywhere, so that nothing is cut off."""
+    return np.random.default_rng(0).uniform(100, 200, shape).astype(np.float32)
+
+
 @contextmanager
 def ordinary_user(closed):
     """Close a folder, and be a user whom that keeps out; root is let in everywhere."""

@@ -187,7 +187,7 @@ def test_a_gpu_computes_the_features_that_the_processor_does(model):
     assert next(model.network.parameters()).device.type == "cpu"
 
 
-@pytest.mark.parametrize(("shape", "spacing"), [((23, 40, 31), 1.0), ((3, 20, 17), 1.2)])
+@pytest.mark.parametrize(("shape", "spacing"), [((23, 40, 31), 1.0), ((3, 20, 17), 1.2), ((20, 17, 1), 1.0)])
 def test_torch_describes_a_scan_as_scipy_does(shape, spacing):
     """Also where a Gaussian is longer than the volume, and is mirrored at both of its ends."""
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 3

@@ -41,6 +41,7 @@ from napari_brainmvp.networks import ClassificationNetwork, EncoderSpec, Reconst
 from napari_brainmvp.networks.classification import describe_content
 from napari_brainmvp.plugin.layers import layer_grid
 from napari_brainmvp.preparation import PreparationSpec, prepare
+from napari_brainmvp.progress import no_progress
 from napari_brainmvp.training.checkpoints import last_checkpoint
 from napari_brainmvp.training.evaluation import (
     ClassifiedCase,
@@ -49,8 +50,9 @@ from napari_brainmvp.training.evaluation import (
     mcnemar,
 )
 from napari_brainmvp.training.finetuning import FinetuneSpec, finetune
+from napari_brainmvp.training.finetuning.classification import _Classification
 from napari_brainmvp.training.finetuning.linear_probe import fit_probe
-from napari_brainmvp.training.finetuning.studies import ClassifiedStudies, collect_classes, stratified_folds
+from napari_brainmvp.training.finetuning.studies import ClassifiedStudies, _move, collect_classes, stratified_folds
 from napari_brainmvp.training.labels import LabelDescription
 from napari_brainmvp.training.metrics import CaseScores, RegionScores, class_scores
 from napari_brainmvp.training.sources import DataSource, find_files
@@ -186,9 +188,50 @@ def test_the_probe_is_the_logistic_regression(classes):
 
 def test_folds_keep_the_classes_together():
     labels = ["a"] * 10 + ["b"] * 5
-    folds = stratified_folds(labels, 5, 0)
+    folds = stratified_folds(labels, [[k] for k in range(15)], 5, 0)
     assert sorted(k for fold in folds for k in fold) == list(range(15))
     assert {(sum(labels[k] == "a" for k in f), sum(labels[k] == "b" for k in f)) for f in folds} == {(2, 1)}
+
+
+def test_sessions_of_one_subject_stay_together_in_every_split(home, data, tmp_path):
+    people = [[0, 1], [2], [3, 4, 5], [6], [7], [8]]
+    folds = stratified_folds(["a", "a", "b", "a", "a", "a", "b", "a", "b"], people, 3, 0)
+    assert sorted(k for fold in folds for k in fold) == list(range(9))
+    assert all(set(studies) <= set(fold) or not set(studies) & set(fold) for fold in folds for studies in people)
+    for folder in sorted(data.glob("sub-*")):
+        (folder / "ses-1").mkdir()
+        (folder / "anat").rename(folder / "ses-1" / "anat")
+        shutil.copytree(folder / "ses-1", folder / "ses-2")
+    spec = spec_for(data, max_steps=1)
+    run = tmp_path / "run"
+    subjects, _ = collect_classes(spec, PreparationSpec(), tmp_path / "cache")
+
+    def of(subject):
+        return subject.study.name.split("_")[0]
+
+    assert len(subjects) == 2 * len(set(map(of, subjects)))
+    trainer = _Classification(spec, run, None, subjects, no_progress, None)
+    held = trainer._held_out()
+    assert held
+    rest = set(range(len(subjects))) - set(held)
+    assert not {of(subjects[k]) for k in held} & {of(subjects[k]) for k in rest}
+
+
+def test_sure_classes_are_ranked_beyond_single_precision():
+    logits = torch.tensor([[0.0, -18], [0, -19], [0, -20], [0, 22], [0, 24], [0, 26]])
+    truth = np.array([0, 0, 0, 1, 1, 1])
+    assert class_scores((logits + torch.tensor([0.0, 40])).double().softmax(1).numpy(), truth).auc == 1.0
+
+
+def test_what_is_moved_does_not_come_back_on_the_other_side(data):
+    image = torch.zeros(1, 8, 8, 8)
+    image[..., 0] = 1
+    image[..., 5] = 2
+    moved = _move(image, (0, 1, -2))
+    assert moved.shape == image.shape
+    assert (moved[0, :, 0] == 0).all()
+    assert (moved[0, :, 1:, 3] == 2).all()
+    assert moved[..., 4:].sum() == moved[..., :3].sum() == 0
 
 
 def test_class_scores_and_their_intervals():

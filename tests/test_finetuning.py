@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from conftest import brain, save
+from conftest import brain, filled, save
 from models_for_tests import region_model, tiny_card
 from napari_brainmvp.errors import BrainMVPError, Cancelled, FileError, StudyError
 from napari_brainmvp.inference import segment
@@ -330,7 +330,7 @@ STROKES = LabelDescription(labels={2: "lesion", 3: "core"}, background=1, unlabe
         ({4: (1, 3), 9: (2,), 14: (1, 2)}, (9, 10)),
         ({4: (1,), 9: (2,), 14: (1,)}, None),
         ({4: (1, 2), 5: (1, 2), 9: (1, 2), 14: (1, 2)}, (9, 10)),
-        ({4: (1, 2), 5: (1, 2), 9: (1, 2, 3), 14: (1, 2), 15: (1, 2)}, (5, 6)),
+        ({4: (1, 2), 5: (1, 2), 9: (1, 2, 3), 14: (1, 2), 15: (1, 2)}, (4, 6)),  # alike side by side: of one slice
     ],
 )
 def test_of_few_slices_a_middle_one_is_held_back_that_leaves_some_of_every_class(tmp_path, slices, held):
@@ -359,6 +359,37 @@ def test_three_painted_slices_are_measured_and_of_two_it_is_said_that_nothing_is
     card = find_model(folder).card
     assert {m.name for m in card.metrics} == ({"Dice, core", "Dice, shell"} if count == 3 else set())
     assert ("Nothing is held out" in caplog.text) == (count == 2)
+
+
+@pytest.mark.parametrize(
+    ("slices", "thickness", "kept"), [([6], 5.0, 0), ([6], 3.0, 0), ([4, 8], 5.0, 0), ([4, 6, 8], 5.0, 5)]
+)
+def test_slices_of_a_thick_sliced_scan_are_held_out_whole(home, tmp_path, slices, thickness, kept):
+    folder = tmp_path / "data" / "case"
+    folder.mkdir(parents=True)
+    affine = np.diag([1, 1, thickness, 1])
+    strokes = np.zeros((40, 40, 14), np.uint8)
+    for z in slices:
+        strokes[10:20, 10:20, z], strokes[24:30, 24:30, z] = 3, 1
+    save(folder / "case_t1.nii.gz", brain((40, 40, 14)), affine)
+    save(folder / "case_seg.nii.gz", strokes, affine)
+    labels = LabelDescription(labels={1: "lesion"}, background=3, unlabelled=0)
+    spec = spec_for(tmp_path / "data", labels=labels)
+    studies, _, _ = collect(spec, PreparationSpec(), tmp_path / "cache")
+    _, held = split(studies, spec, labels)
+    assert sum(case.slices[1] - case.slices[0] for case in held) == kept
+
+
+def test_sessions_of_one_subject_are_held_out_together(data):
+    studies = [CachedStudy(f"sub-{k // 2}_ses-{k % 2}", ("t1",), Path()) for k in range(8)]
+    train, held = split(studies, spec_for(data), LabelDescription.of_values([1]))
+    assert [case.study.name for case in held] == ["sub-2_ses-0", "sub-2_ses-1"]
+    assert len(train) == 6
+
+
+def test_a_crop_too_small_to_normalise_is_refused(data):
+    with pytest.raises(ValueError, match="batch normalisation"):
+        spec_for(data, crop=16, batch=1, init="scratch")
 
 
 def test_a_card_has_no_measure_of_what_no_held_out_case_shows():
@@ -544,7 +575,7 @@ def test_regions_are_evaluated_as_they_were_found_not_as_they_are_painted(tmp_pa
     (tmp_path / "case").mkdir()
     truth = np.zeros((32, 32, 32), np.uint8)
     truth[4:12, 8:24, 8:24], truth[12:16, 8:24, 8:24], truth[16:28, 8:24, 8:24] = 1, 2, 3
-    save(tmp_path / "case" / "case_t1.nii.gz", brain((32, 32, 32)))
+    save(tmp_path / "case" / "case_t1.nii.gz", filled())
     save(tmp_path / "case" / "case_seg.nii.gz", truth)
     labels = LabelDescription(labels={1: "a", 2: "both", 3: "b"}, regions={"left": (1, 2), "right": right})
     assert labels.painted == (1, 3)
@@ -558,7 +589,7 @@ def test_a_whole_is_evaluated_where_none_of_its_parts_is_found(tmp_path):
     (tmp_path / "case").mkdir()
     truth = np.zeros((32, 32, 32), np.uint8)
     truth[8:24, 8:24, 8:24], truth[12:20, 12:20, 12:20] = 1, 2
-    save(tmp_path / "case" / "case_t1.nii.gz", brain((32, 32, 32)))
+    save(tmp_path / "case" / "case_t1.nii.gz", filled())
     save(tmp_path / "case" / "case_seg.nii.gz", truth)
     labels = LabelDescription(labels={1: "a", 2: "b"}, regions={"whole": (1, 2), "a": (1,), "b": (2,)})
     unsure = np.stack([truth > 0, 0.45 * (truth == 1), truth == 2]).astype(float)
@@ -632,7 +663,7 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
     case = rows(tmp_path / "hot" / "held_out.csv")[0]["case"]
     files = [found for found in find_studies(data) if found.name == case]
     scores = evaluate_segmentation(load_model(find_model(hot)), files, renamed)[0][0].scores
-    assert {name: score.dice for name, score in scores.items()} == pytest.approx(written, abs=0.0005)
+    assert {name: score.dice for name, score in scores.items()} == pytest.approx(written, abs=0.005)
 
     # with nothing held out half of the start is kept; after cross-validation as much as in the folds
     start, kept = trained.network.state_dict(), {}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import brain
+from conftest import brain, filled
 from models_for_tests import region_model, tiny_card, tiny_model
 from napari_brainmvp.errors import BrainMVPError, Cancelled, StudyError
 from napari_brainmvp.inference import SegmentOptions, choose_device, segment
@@ -103,7 +103,8 @@ def test_a_region_is_measured_whole_with_the_regions_within_it():
     truth[8:24, 8:24, 8:24], truth[12:20, 12:20, 12:20], truth[14:18, 14:18, 14:18] = 2, 1, 4
     masks = [np.isin(truth, members) for members in labels.members]
     model = region_model(labels, np.stack(masks).astype(float))
-    result = segment(study(("t1",), (32, 32, 32)), model, FLOAT)
+    scan = Scan(modality("t1"), filled(), Grid((32, 32, 32), np.eye(4)))
+    result = segment(Study("s", {"t1": scan}), model, FLOAT)
     np.testing.assert_array_equal(result.labels, truth)
     np.testing.assert_array_equal(result.regions, masks)
     assert [s.voxels for s in result.structures] == [m.sum() for m in masks]

@@ -1,6 +1,8 @@
 """Networks against the reference numbers, and their layers against plain formulations."""
 
 import json
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -248,6 +250,21 @@ def test_unions_that_do_not_tell_the_classes_are_decided_one_by_one():
     given = torch.tensor([[0.6, 0.4], [0.55, 0.7]])
     assert unions.split(given) is None
     assert unions.decide(given).tolist() == [[True, False], [True, True]]
+
+
+def test_batch_normalisation_over_two_processes_keeps_a_small_variance_beside_a_large_mean(tmp_path):
+    code = (
+        "import sys, torch, torch.distributed as dist; from napari_brainmvp.networks.layers import SharedBatchNorm\n"
+        "rank = int(sys.argv[2]); dist.init_process_group('gloo', f'file://{sys.argv[1]}', rank=rank, world_size=2)\n"
+        "x = torch.randn(2, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0)) + 1000\n"
+        "shared, plain = SharedBatchNorm(4), torch.nn.BatchNorm3d(4)\n"
+        "found, wanted = shared(x[rank : rank + 1]), plain(x)[rank : rank + 1]\n"
+        "torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3)\n"
+        "torch.testing.assert_close(shared.running_var, plain.running_var, rtol=1e-4, atol=1e-4)\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "meeting")]
+    pair = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    assert [(process.communicate(timeout=120)[1], process.returncode) for process in pair] == [("", 0)] * 2
 
 
 def test_templates_are_looked_up_where_they_lie_and_get_gradients():

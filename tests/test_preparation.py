@@ -101,6 +101,15 @@ def test_network_grid_covers_the_same_volume():
     np.testing.assert_allclose(edges_new, edges_old, atol=1e-9)
 
 
+@pytest.mark.parametrize(("slices", "thickness", "count"), [(241, 0.5, 121), (256, 0.4, 103), (240, 0.9375, 225)])
+def test_the_last_slice_lies_within_the_network_grid(slices, thickness, count):
+    grid = grid_with("RAS", (8, 8, slices), (1.0, 1.0, thickness))
+    new = network_grid(grid, 1.0)
+    assert new.shape == (8, 8, count)
+    back = resample(torch.ones(new.shape), new, grid, "nearest")
+    assert back[..., -1].min() == 1
+
+
 def test_missing_modalities_are_zero_and_none_at_all_is_an_error():
     study = study_on(grid_with("RAS"))
     prepared = prepare(study, ["flair", "t1"], PreparationSpec())

@@ -137,6 +137,28 @@ def test_info_nce_is_the_symmetric_cross_entropy_of_cosines():
     assert float(info_nce(torch.ones(1, 4), torch.ones(1, 4), 0.3)) == 0
 
 
+def test_another_crop_of_the_same_study_is_no_negative(studies):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 5, 7))
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b)]
+    study = np.array([3, 8, 3, 5, 8])
+    kept = np.exp(unit[0] @ unit[1].T / 0.3) * ((study[:, None] != study) | np.eye(5, dtype=bool))
+    shares = [np.log(np.diag(kept) / kept.sum(axis)) for axis in (0, 1)]
+    found = info_nce(torch.from_numpy(a), torch.from_numpy(b), 0.3, torch.from_numpy(study))
+    assert float(found) == pytest.approx(-np.mean(shares), rel=1e-5)
+    assert float(info_nce(torch.ones(2, 4), torch.ones(2, 4), 0.3, torch.tensor([5.0, 5]))) == 0
+    spec = spec_for(studies, batch=8)
+    datasets, _, _ = collect(spec, studies.parent / "cache")
+    stream = CropStream([*datasets, *datasets], spec)
+    count = len(datasets[0].studies)
+    batch = stream.batch(0)
+    for row, number in zip(batch["scans"], batch["study"].tolist(), strict=True):
+        of = datasets[0].studies[number % count]
+        known = np.unique(np.asarray(of.volumes))
+        assert np.isin(np.unique(row.numpy()), [0, *known]).all()
+    assert batch["study"].max() >= count > batch["study"].min()
+
+
 def test_error_likelihood_is_least_where_the_variance_is_the_squared_error():
     truth, made = torch.zeros(1, 1, 4, 4, 4), torch.full((1, 1, 4, 4, 4), 0.5, requires_grad=True)
     values = {
@@ -155,6 +177,7 @@ def batch_of_two(spec: PretrainingSpec) -> dict[str, torch.Tensor]:
     place = torch.tensor([[-0.5] * 3] * 2)
     present = torch.tensor([[True, True, False]] * 2)
     index = {"target": torch.tensor([0, 0]), "other": torch.tensor([1, 1])}
+    index["study"] = torch.arange(len(scans))
     return {"scans": scans, "present": present, "start": place, "stop": -place, "number": torch.tensor(0), **index}
 
 

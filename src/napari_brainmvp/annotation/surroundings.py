@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -59,7 +59,7 @@ def measure_with_scipy(image: Tensor, spacing: float) -> Measures:
 
     def steepness(values: NDArray[np.float32]) -> NDArray[np.float32]:
         total = np.zeros_like(values)
-        for axis in range(3):
+        for axis in _long(values.shape):
             total += np.square(np.gradient(values, axis=axis))
         return np.sqrt(total)
 
@@ -69,6 +69,11 @@ def measure_with_scipy(image: Tensor, spacing: float) -> Measures:
         spread = np.sqrt(np.clip(squares.result() - np.square(means[_SPREAD]), 0, None))
         steep = list(pool.map(steepness, means[:_STEEP]))
     return [torch.from_numpy(m) for m in means], torch.from_numpy(spread), [torch.from_numpy(g) for g in steep]
+
+
+def _long(shape: Sequence[int]) -> list[int]:
+    """Return the axes along which something can change."""
+    return [axis for axis, n in enumerate(shape) if n > 1]
 
 
 def measure_with_torch(image: Tensor, spacing: float) -> Measures:
@@ -84,8 +89,10 @@ def measure_with_torch(image: Tensor, spacing: float) -> Measures:
         return second @ along_first @ third.T
 
     def steepness(values: Tensor) -> Tensor:
-        x, y, z = torch.gradient(values)
-        return x.square_().add_(y.square_()).add_(z.square_()).sqrt_()
+        total = torch.zeros_like(values)
+        for axis in _long(values.shape):
+            total.add_(torch.gradient(values, dim=axis)[0].square_())
+        return total.sqrt_()
 
     means = [blur(image, scale) for scale in SCALES]
     spread = (blur(image.square(), SCALES[_SPREAD]) - means[_SPREAD].square()).clamp_(min=0).sqrt_()

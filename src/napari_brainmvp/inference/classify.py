@@ -118,7 +118,7 @@ def classify(
     dtype = choose_dtype(chosen_device)
     half = dtype != torch.float32
     with torch.autocast(chosen_device.type, dtype if half else None, enabled=half), torch.no_grad():
-        probabilities = network(box).float().softmax(1)[0].cpu().tolist()
+        probabilities = network(box).cpu().double().softmax(1)[0].tolist()  # in single precision, sure ones all have 1
     named = dict(zip(card.classes, probabilities, strict=True))
     shown, shown_class = None, ""
     if saliency:
@@ -127,7 +127,7 @@ def classify(
         progress(Progress("Looking for what speaks for it"))
         shown_class = target or max(named, key=lambda name: named[name])
         heat = network.saliency(box, card.classes.index(shown_class)).cpu()
-        full = F.interpolate(heat[None, None], prepared.grid.shape, mode="trilinear", align_corners=True)[0, 0]
+        full = F.interpolate(heat[None, None], prepared.grid.shape, mode="trilinear", align_corners=False)[0, 0]
         shown = prepared.restore_image(full * prepared.foreground)
     return ClassificationResult(
         named,

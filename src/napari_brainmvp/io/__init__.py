@@ -11,7 +11,7 @@ from napari_brainmvp.io.images import (
     readable,
 )
 from napari_brainmvp.io.names import guess_modality, is_label_name, stem
-from napari_brainmvp.io.participants import class_of, read_participants
+from napari_brainmvp.io.participants import by_subject, class_of, read_participants
 from napari_brainmvp.io.sorting import StudyFiles, sort_files
 from napari_brainmvp.io.studies import find_studies, read_datalist, read_study
 from napari_brainmvp.io.writing import write_image, write_label_map
@@ -20,6 +20,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "StudyFiles",
     "atomic_path",
+    "by_subject",
     "class_of",
     "find_studies",
     "guess_modality",

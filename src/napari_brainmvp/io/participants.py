@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from napari_brainmvp.errors import FileError, StudyError
 
-__all__ = ["class_of", "is_missing", "likely_column", "participant_of", "read_participants", "read_table", "subject_of"]
+__all__ = [
+    "by_subject",
+    "class_of",
+    "is_missing",
+    "likely_column",
+    "participant_of",
+    "read_participants",
+    "read_table",
+    "subject_of",
+]
 
 _ID = "participant_id"
 _USUAL = ("diagnosis", "group", "class", "label", "dx")
@@ -93,14 +103,30 @@ def likely_column(columns: Sequence[str]) -> str:
 
 
 def subject_of(name: str) -> str:
-    """Return the subject of a study that is a session by its name; else the name.
+    """Return the subject of a study that is a session by its name, as BIDS or BraTS have it; else the name.
 
     Examples
     --------
-    >>> subject_of("sub-01_ses-2"), subject_of("case_ses-2"), subject_of("p_2")
-    ('sub-01', 'case', 'p_2')
+    >>> subject_of("sub-01_ses-2"), subject_of("case_ses-2"), subject_of("p_2"), subject_of("BraTS-GLI-00005-101")
+    ('sub-01', 'case', 'p_2', 'BraTS-GLI-00005')
     """
+    if visit := re.fullmatch(r"(BraTS-\w+-\d{5})-\d{3}", name):
+        return visit[1]
     return name.split("_" if name.startswith("sub-") else "_ses-")[0]  # p_2 is no part of p
+
+
+def by_subject(names: Sequence[str]) -> list[list[int]]:
+    """Put studies of one subject together, whom nobody may learn from and be measured on at once.
+
+    Examples
+    --------
+    >>> by_subject(["sub-01_ses-1", "sub-02", "sub-01_ses-2"])
+    [[0, 2], [1]]
+    """
+    found: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        found.setdefault(subject_of(name), []).append(index)
+    return list(found.values())
 
 
 def participant_of(name: str, participants: Container[str]) -> str | None:

@@ -154,9 +154,10 @@ class SharedBatchNorm(nn.BatchNorm3d):
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
         x, world = input.float(), dist.get_world_size()
-        local = torch.cat([x.mean((0, 2, 3, 4)), x.square().mean((0, 2, 3, 4))])
-        mean, square = (collective.all_reduce(local) / world).chunk(2)
-        variance = (square - mean**2).clamp(min=0)
+        shaped = (slice(None), None, None, None)
+        mean = collective.all_reduce(x.mean((0, 2, 3, 4))) / world
+        centred = x - mean[shaped]  # first: the difference of large squares would leave nothing of a small variance
+        variance = collective.all_reduce(centred.square().mean((0, 2, 3, 4))) / world
         with torch.no_grad():
             count = world * x.numel() / x.shape[1]
             assert self.running_mean is not None
@@ -165,8 +166,7 @@ class SharedBatchNorm(nn.BatchNorm3d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        shaped = (slice(None), None, None, None)
-        normalised: Tensor = x * scale[shaped] + (self.bias - mean * scale)[shaped]
+        normalised: Tensor = centred * scale[shaped] + self.bias[shaped]
         return normalised.to(input.dtype)
 
 

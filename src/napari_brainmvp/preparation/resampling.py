@@ -48,7 +48,7 @@ def network_grid(grid: Grid, spacing: float) -> Grid:
         return Grid(tuple(shape), flipped)
     affine = flipped.copy()
     affine[:3, :3] *= spacing / old
-    new_shape = np.maximum(1, np.rint(shape * old / spacing).astype(int))
+    new_shape = np.maximum(1, np.ceil(shape * old / spacing - _EXACT).astype(int))
     # The outer faces of the first voxels coincide, so the first centre moves by half the difference in size.
     affine[:3, 3] += flipped[:3, :3] @ ((spacing / old - 1) / 2)
     return Grid(tuple(new_shape), affine)

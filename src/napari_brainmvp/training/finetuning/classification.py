@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.io import by_subject
 from napari_brainmvp.models import LoadedModel, Metric, ModelCard, NetworkSpec, save_model
 from napari_brainmvp.models.sharing import plain_name
 from napari_brainmvp.models.weights import build_network
@@ -95,6 +96,7 @@ class _Classification:
         self.fabric = make_fabric(spec.accelerator, spec.precision)
         studies = [subject.study for subject in subjects]
         self.labels = [subject.label for subject in subjects]
+        self.people = by_subject([study.name for study in studies])
         self.classes = tuple(sorted(set(self.labels)))
         self.targets = np.array([self.classes.index(label) for label in self.labels])
         stacked = source is not None and source.card.task == "segmentation"
@@ -119,19 +121,18 @@ class _Classification:
 
     def train(self) -> Path:
         """Measure on studies held out, then write the model that is kept."""
-        smallest = min(self.labels.count(name) for name in self.classes)
         if self.probe:
             return self._train_probe()
         if self.spec.folds:
             return self._cross_validate()
-        held = self._held_out(smallest)
+        held = self._held_out()
         train = [k for k in range(len(self.labels)) if k not in held]
         model, step, made = self._fine_tune(self.run, train, held)
         return self._finish(model, made, held, "held-out studies", step)
 
     def _cross_validate(self) -> Path:
         """Measure on every study by a network that has not seen it, then train on all of them."""
-        count = min(self.spec.folds, len(self.labels))
+        count = min(self.spec.folds, len(self.people))
         logits, indices = [torch.zeros(0, len(self.classes))], []
         for number, held in self._folds(count):
             train = [k for k in range(len(self.labels)) if k not in held]
@@ -142,29 +143,33 @@ class _Classification:
         return self._finish(model, torch.cat(logits), indices, f"{count}-fold cross-validation", step)
 
     def _folds(self, count: int) -> Iterator[tuple[int, list[int]]]:
-        """Deal the studies out to numbered folds, but leave out those with a class's only study: nothing knew it."""
-        for number, held in enumerate(stratified_folds(self.labels, count, self.spec.seed), start=1):
+        """Deal the subjects out to numbered folds, but leave out those with a class's only one: nothing knew it."""
+        for number, held in enumerate(stratified_folds(self.labels, self.people, count, self.spec.seed), start=1):
             if {label for k, label in enumerate(self.labels) if k not in held} == set(self.classes):
                 yield number, held
 
-    def _held_out(self, smallest: int) -> list[int]:
-        """Hold out about a fifth of every class, as long as each keeps a study to train on."""
-        if smallest < 2 or self.spec.held_out == 0:
+    def _held_out(self) -> list[int]:
+        """Hold out about a fifth of the subjects of every class, as long as each keeps one to train on."""
+        members = [
+            [k for k, studies in enumerate(self.people) if self.targets[studies[0]] == target]
+            for target in range(len(self.classes))
+        ]
+        if min(map(len, members)) < 2 or self.spec.held_out == 0:
             return []
-        share = self.spec.held_out or max(1, len(self.labels) // 5)
+        share = self.spec.held_out or max(1, len(self.people) // 5)
         rng = np.random.default_rng(self.spec.seed)
-        held = []
-        for target in range(len(self.classes)):
-            members = np.flatnonzero(self.targets == target)
-            count = min(len(members) - 1, max(1, round(share * len(members) / len(self.labels))))
-            held += [int(k) for k in rng.permutation(members)[:count]]
+        held: list[int] = []
+        for some in members:
+            count = min(len(some) - 1, max(1, round(share * len(some) / len(self.people))))
+            for k in rng.permutation(some)[:count]:
+                held += self.people[int(k)]
         return sorted(held)
 
     def _train_probe(self) -> Path:
         """Fit a linear layer on frozen features; measured by cross-validation, which costs nothing here."""
         network = self._build()
         features, mirrored = self._features(network)
-        count = min(self.spec.folds or _PROBE_FOLDS, len(self.labels))
+        count = min(self.spec.folds or _PROBE_FOLDS, len(self.people))
         logits, indices = [torch.zeros(0, len(self.classes))], []
         for _, held in self._folds(count):
             train = np.setdiff1d(np.arange(len(self.labels)), held)
@@ -272,7 +277,7 @@ class _Classification:
             hot = F.one_hot(torch.from_numpy(truth), len(self.classes)).float()
             smooth = (hot * len(truth) + 1) / (len(truth) + len(self.classes))  # Platt (1999): few are no certainty
             temperature = fit_temperature(logits, smooth, "softmax")
-            scores = class_scores((logits / temperature).softmax(1).numpy(), truth, self.spec.seed)
+            scores = class_scores((logits / temperature).double().softmax(1).numpy(), truth, self.spec.seed)
             for name in ("accuracy", "auc", "f1"):
                 value = getattr(scores, name)
                 if not np.isnan(value):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from napari_brainmvp.errors import StudyError
+from napari_brainmvp.io import by_subject
 from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken, ProgressCallback, no_progress
 from napari_brainmvp.study import MODALITIES
@@ -126,13 +127,15 @@ def split(
 ) -> tuple[list[Case], list[Case]]:
     """Part cases to train on from those held out; with few studies, slices of each are held out instead.
 
-    With ``spec.held_out`` None, a fifth of four or more studies is held out, spread evenly; of fewer, every study
+    With ``spec.held_out`` None, a fifth of four or more subjects is held out, spread evenly; of fewer, every study
     keeps back a block of a fifth of its labelled axial slices, one of three or four. The block is the one nearest to
     the middle that shows something and leaves some of every class to train on; where there is none, or fewer than
-    three slices are labelled, the study keeps back nothing.
+    three slices are labelled, the study keeps back nothing. Slices of the scan count: those of the network's grid that
+    lie in one slice of a thick-sliced scan have the same labels, and stay together.
     """
-    count = len(studies) // 5 or 1 if spec.held_out is None else min(spec.held_out, len(studies) - 1)
-    if spec.held_out is None and len(studies) < 4:
+    people = by_subject([study.name for study in studies])
+    count = len(people) // 5 or 1 if spec.held_out is None else min(spec.held_out, len(people) - 1)
+    if spec.held_out is None and len(people) < 4:
         cases = [Case(study, _slices(study, labels)) for study in studies]
         kept = [case for case in cases if case.slices]
         if not kept:
@@ -141,7 +144,8 @@ def split(
                 "calibrated. Label every class on three slices or more, or give four studies."
             )
         return cases, kept
-    held = {round((k + 0.5) * len(studies) / count - 0.5) for k in range(count)} if count else set()
+    chosen = {round((k + 0.5) * len(people) / count - 0.5) for k in range(count)} if count else set()
+    held = {index for k in chosen for index in people[k]}
     train = [Case(study) for k, study in enumerate(studies) if k not in held]
     return train, [Case(study) for k, study in enumerate(studies) if k in held]
 
@@ -154,10 +158,14 @@ def _slices(study: CachedStudy, labels: LabelDescription) -> tuple[int, int] | N
     z = np.flatnonzero(something if labels.unlabelled is None else occurs.any(0))
     if len(z) < 3:
         return None
-    count = len(z) // 5 or 1
-    middle = round(0.4 * len(z))
-    for first in sorted(range(len(z) - count + 1), key=lambda k: abs(k - middle)):
-        block = slice(int(z[first]), int(z[first + count - 1]) + 1)
+    new = [k for k, here in enumerate(z) if k == 0 or (rows[..., here] != rows[..., here - 1]).any()]
+    slices = [z[first:last] for first, last in zip(new, [*new[1:], len(z)], strict=True)]
+    if len(slices) < 3:
+        return None
+    count = len(slices) // 5 or 1
+    middle = round(0.4 * len(slices))
+    for first in sorted(range(len(slices) - count + 1), key=lambda k: abs(k - middle)):
+        block = slice(int(slices[first][0]), int(slices[first + count - 1][-1]) + 1)
         rest = occurs.copy()
         rest[:, block] = False
         if something[block].any() and rest.any(1).all():

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from napari_brainmvp.errors import BrainMVPError
-from napari_brainmvp.io.atomic import write_text_atomic
+from napari_brainmvp.io import by_subject, write_text_atomic
 from napari_brainmvp.models import LoadedModel, ModelCard, NetworkSpec, find_model, load_model, name_digest, save_model
 from napari_brainmvp.models.sharing import plain_name
 from napari_brainmvp.models.weights import build_network
@@ -186,15 +186,16 @@ class _Segmentation:
         return self.finish(model, facts, scores, kind, len(train))
 
     def cross_validate(self) -> Path:
-        """Measure on every case by a model that has not seen it, then train on all of them."""
-        folds = min(self.spec.folds, len(self.studies))
+        """Measure on every case by a model that has not seen its subject, then train on all of them."""
+        people = by_subject([study.name for study in self.studies])
+        folds = min(self.spec.folds, len(people))
         if folds < 2:
-            raise BrainMVPError("Cross-validation needs two studies or more: leave out folds, or add studies.")
+            raise BrainMVPError("Cross-validation needs two subjects or more: leave out folds, or add studies.")
         scores: list[CaseScores] = []
         learned = Folds()
         for fold in range(folds):
-            held = [Case(study) for study in self.studies[fold::folds]]
-            train = [Case(s) for k, s in enumerate(self.studies) if k % folds != fold]
+            away = {index for studies in people[fold::folds] for index in studies}
+            held, train = ([Case(s) for k, s in enumerate(self.studies) if (k in away) == out] for out in (True, False))
             _, facts, found = self.train(self.run / f"fold-{fold + 1}", train, held, f"Fold {fold + 1} of {folds}: ")
             scores += found
             learned.add(facts)

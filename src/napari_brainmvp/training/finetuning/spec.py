@@ -73,8 +73,8 @@ class FinetuneSpec(BaseModel):
     dice : float
         Weight of the Dice loss; the rest is cross entropy.
     held_out : int or None
-        Studies kept back for early stopping and measuring; None for a fifth of four or more, and otherwise, in
-        segmentation, for slices of every study. 0 for none.
+        Subjects, with all their sessions, kept back for early stopping and measuring; None for a fifth of four or
+        more, and otherwise, in segmentation, for slices of every study. 0 for none.
     folds : int
         Cross-validation before the final training on everything: at least 2, or 0 for none.
     validate_every, patience : int
@@ -147,6 +147,8 @@ class FinetuneSpec(BaseModel):
             raise ValueError("folds must be at least 2, or 0 for no cross-validation")
         if any(n < 16 or n % 16 for n in self.size):
             raise ValueError(f"size {self.size} must be multiples of 16")
+        if self.crop == 16 and self.batch == 1 and (self.init == SCRATCH or self.freeze_norm > 0):
+            raise ValueError("crop 16 with batch 1 leaves batch normalisation one value: take a larger one of either")
         return self
 
     def steps(self, studies: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -105,15 +106,24 @@ def load_volume(
     return torch.where(present[:, None, None, None], image, template).half(), present
 
 
-def stratified_folds(labels: Sequence[str], folds: int, seed: int) -> list[list[int]]:
-    """Deal the studies of every class out to folds in turn, in a random order: indices held out by each."""
+def stratified_folds(labels: Sequence[str], people: Sequence[Sequence[int]], folds: int, seed: int) -> list[list[int]]:
+    """Deal the subjects of every class out to folds in turn, in a random order: indices held out by each.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        The class of each study; a subject counts to that of the first one.
+    people : sequence of sequences of int
+        The studies of each subject, as :func:`~napari_brainmvp.io.by_subject` gives them.
+    folds, seed : int
+    """
     rng = np.random.default_rng(seed)
     dealt: list[list[int]] = [[] for _ in range(folds)]
     turn = 0
     for name in sorted(set(labels)):
-        members = [k for k, label in enumerate(labels) if label == name]
+        members = [k for k, studies in enumerate(people) if labels[studies[0]] == name]
         for k in rng.permutation(members):
-            dealt[turn % folds].append(int(k))
+            dealt[turn % folds] += people[int(k)]
             turn += 1
     return [sorted(fold) for fold in dealt]
 
@@ -176,4 +186,11 @@ class ClassifiedStudies(IterableDataset[dict[str, Tensor]]):
             image[channel] = torch.where(inside[channel], image[channel] * scale + shift, 0.0)
         mirrored = [axis + 1 for axis in range(3) if rng.random() < spec.flip[axis]]
         moved = [int(step) for step in rng.integers(-4, 5, 3)]
-        return {"image": image.flip(mirrored).roll(moved, (1, 2, 3)), "target": torch.tensor(target)}
+        return {"image": _move(image.flip(mirrored), moved), "target": torch.tensor(target)}
+
+
+def _move(image: Tensor, steps: Sequence[int]) -> Tensor:
+    """Move an image (C, X, Y, Z) by so many voxels; 0 comes in, and what goes out is gone."""
+    most = max(map(abs, steps))
+    x, y, z = (slice(most - step, most - step + n) for step, n in zip(steps, image.shape[1:], strict=True))
+    return F.pad(image, [most] * 6)[:, x, y, z]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from napari_brainmvp.errors import StudyError
+from napari_brainmvp.io import by_subject
 from napari_brainmvp.progress import CancelToken, ProgressCallback, no_progress
 from napari_brainmvp.training.cache import CachedStudy, Problem, cache_studies, cache_synthetic
 from napari_brainmvp.training.pretraining.spec import PretrainingSpec
@@ -23,7 +24,8 @@ __all__ = ["Batch", "CropStream", "Dataset", "collect", "read_sample"]
 Batch = dict[str, Tensor]
 """``scans`` (B, M, n, n, n) float16, 0 for a modality that is not ``present`` (B, M) bool; ``target``, ``other`` (B,)
 int64, the modality to learn and the one to learn it from, the same where there is only one; ``start``, ``stop`` (B, 3)
-float32, where the crop lies in the templates' frame; ``number`` () int64, which batch."""
+float32, where the crop lies in the templates' frame; ``study`` (B,) int64, which one it is of; ``number`` () int64,
+which batch."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def collect(
     list of Dataset
         To train on.
     list of CachedStudy
-        Held out, spread evenly over all that were found.
+        Held out, spread evenly over all that were found, with all sessions of each subject.
     list of Problem
         Studies left out, and why.
 
@@ -68,8 +70,10 @@ def collect(
     if not every:
         why = f" The first problem: {problems[0].name}: {problems[0].reason}" if problems else ""
         raise StudyError(f"There is no study to train on in {[s.path for s in spec.data]}: check the folders.{why}")
-    count = min(spec.held_out, max(len(every) // 5, len(every) >= 3))
-    held = {every[round((k + 0.5) * len(every) / count)].path for k in range(count)} if count else set()
+    people = by_subject([study.name for study in every])
+    count = min(spec.held_out, max(len(people) // 5, len(people) >= 3))
+    chosen = [people[round((k + 0.5) * len(people) / count)] for k in range(count)]
+    held = {every[index].path for studies in chosen for index in studies}
     kept = [Dataset(tuple(s for s in studies if s.path not in held), weight) for studies, weight in datasets]
     return [d for d in kept if d.studies], [s for s in every if s.path in held], problems
 
@@ -137,6 +141,7 @@ class CropStream(IterableDataset[Batch]):
         self.datasets, self.spec, self.first, self.rank, self.world = list(datasets), spec, first, rank, world
         weights = np.array([d.weight for d in self.datasets])
         self.shares = weights / weights.sum()
+        self.offsets = np.cumsum([0, *(len(d.studies) for d in self.datasets)])
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -156,12 +161,15 @@ class CropStream(IterableDataset[Batch]):
         """Draw one sample by its number in the whole run: study, modality to learn, another one, place, mirror."""
         spec = self.spec
         rng = np.random.default_rng([spec.seed, index])
-        studies = self.datasets[int(rng.choice(len(self.datasets), p=self.shares))].studies
-        study = studies[int(rng.integers(len(studies)))]
+        dataset = int(rng.choice(len(self.datasets), p=self.shares))
+        studies = self.datasets[dataset].studies
+        chosen = int(rng.integers(len(studies)))
+        study = studies[chosen]
         order = rng.permutation([key for key in study.modalities if key in spec.modalities])
         shape = np.array(study.volumes.shape[1:])
         start = rng.integers(np.minimum(-8, (shape - spec.crop) // 2), np.maximum(shape - spec.crop + 8, 1))
         sample = read_sample(study, spec, start, str(order[0]), str(order[-1]))
+        sample["study"] = torch.tensor(int(self.offsets[dataset]) + chosen)
         if rng.random() < 0.5:  # left and right are alike; the template is read mirrored along
             sample["scans"] = sample["scans"].flip(1)
             first, last = sample["start"], sample["stop"]

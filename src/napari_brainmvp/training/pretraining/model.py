@@ -206,8 +206,9 @@ class PretrainingModel(nn.Module):
         if spec.contrast:
             deepest = found.features[-1]
             pooled = deepest.flatten(1) if self.projection is None else self.projection(deepest.mean((2, 3, 4)))
-            one, two = (gather(half) if gather else half for half in pooled.chunk(2))
-            losses["contrast"] = info_nce(one, two, spec.temperature)
+            own = batch["study"].float()
+            one, two, studies = (gather(part) if gather else part for part in (*pooled.chunk(2), own))
+            losses["contrast"] = info_nce(one, two, spec.temperature, studies)
             total = total + spec.contrast * float(progress >= spec.contrast_from) * losses["contrast"]
         if spec.activation:
             losses["activation"] = mean_square(found.features[:-1])

@@ -170,6 +170,7 @@ def time_update(recipe: str) -> float:
         "present": torch.ones(1, count, dtype=torch.bool),
         "target": torch.tensor([0]),
         "other": torch.tensor([1]),
+        "study": torch.zeros(1),
         "start": torch.zeros(1, 3),
         "stop": torch.ones(1, 3),
         "number": torch.tensor(0),

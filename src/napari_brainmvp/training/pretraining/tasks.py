@@ -93,7 +93,7 @@ def error_likelihood(
     return _masked_mean(0.5 * (squared * torch.exp(-log_variance) + log_variance), mask, gather)
 
 
-def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+def info_nce(first: Tensor, second: Tensor, temperature: float, studies: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE, task 3 (modality-aware contrastive learning).
 
     With s_ij = cos(a_i, b_j) / t: L = -1/2 mean_i [log softmax_j(s_ij)_i + log softmax_j(s_ji)_i]. Two views of one
@@ -105,14 +105,20 @@ def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
         Features of view A and of view B.
     temperature : float
         t; 1.0 in the release.
+    studies : Tensor of shape (B,), optional
+        Which study each row is of: another crop of the same one is no negative. Default: each of its own.
 
     Returns
     -------
     Tensor
-        Scalar; 0 for a batch of one.
+        Scalar; 0 for a batch of one study.
     """
     similarity = F.normalize(first.float(), dim=1) @ F.normalize(second.float(), dim=1).T / temperature
     positives = torch.arange(len(first), device=first.device)
+    if studies is not None:
+        same = studies[:, None] == studies
+        same.fill_diagonal_(False)
+        similarity = similarity.masked_fill(same, float("-inf"))
     return 0.5 * (F.cross_entropy(similarity, positives) + F.cross_entropy(similarity.T, positives))
 
 
