@@ -1,5 +1,6 @@
 """The Annotate panel in a real viewer: strokes, corrections, a killed viewer, two windows on one project."""
 
+import gc
 import json
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from napari_brainmvp.jobs import list_jobs
 from napari_brainmvp.plugin import live_probe
 from napari_brainmvp.plugin.layers import layer_path, scan_layer, study_layers
 from napari_brainmvp.plugin.painted import native
+from napari_brainmvp.plugin.visible_slice import Plane, go_to, visible_plane
 from napari_brainmvp.plugin.widget import BrainMVPWidget
 from napari_brainmvp.study import Grid, Study
 
@@ -89,6 +91,86 @@ def both(panel, qtbot) -> None:
     with qtbot.waitSignal(panel.view.probe.updated, timeout=60_000, check_params_cb=lambda whole: whole):
         stroke(panel, qtbot, 2)
         stroke(panel, qtbot, 1)
+
+
+def test_the_docks_own_cross_saves_and_lets_go(make_napari_viewer, home, qtbot, tmp_path):
+    viewer = make_napari_viewer(show=True)
+    dock, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
+    for data, options, kind in study_layers(lesion_study(tmp_path)):
+        (viewer.add_image if kind == "image" else viewer.add_labels)(data, **options)
+    panel = widget.annotate
+    panel.create_project(tmp_path / "project")
+    begin(panel, qtbot)
+    stroke(panel, qtbot, 2)
+    layer = panel.view.layer
+    layer.paint((MIDDLE, 30, 30), 2)  # and the brush is not lifted
+    del widget, panel
+    qtbot.mouseClick(dock.title.close_button, Qt.MouseButton.LeftButton)
+    del dock
+    gc.collect()
+    assert not layer.editable
+    assert not (tmp_path / "project" / "lock.json").exists()
+    again = AnnotationProject.open(tmp_path / "project")
+    np.testing.assert_array_equal(again.labels("case").labels, native(layer))
+    again.close()
+
+
+def test_one_undo_for_brush_and_tools(panel, view, viewer, qtbot, monkeypatch):
+    both(panel, qtbot)
+    layer, canvas = view.layer, viewer.window._qt_viewer.canvas.native
+    before = native(layer).copy()
+    qtbot.waitUntil(lambda: panel.tools["take_over_slice"].isEnabled(), timeout=30_000)
+    qtbot.mouseClick(panel.tools["take_over_slice"], Qt.MouseButton.LeftButton)
+    taken = native(layer).copy()
+    assert (taken != before).any()
+    viewer.layers.selection = {layer}
+    canvas.setFocus()
+    qtbot.keyClick(canvas, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
+    np.testing.assert_array_equal(native(layer), before)
+    qtbot.keyClick(canvas, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.ShiftModifier)
+    np.testing.assert_array_equal(native(layer), taken)
+
+    # a long stroke is saved while it is drawn, and undone whole
+    monkeypatch.setattr(QApplication, "mouseButtons", staticmethod(lambda: Qt.MouseButton.LeftButton))
+    count = panel.project.labels("case").stroke
+    with layer.block_history():  # as while the mouse is pressed
+        for i in (4, 6, 8):
+            layer.paint((MIDDLE, 30, i), 2)
+            view._painted.save()  # as every second
+        monkeypatch.undo()
+        layer.paint((MIDDLE, 30, 10), 2)
+    layer.events.paint(value=[])
+    assert panel.project.labels("case").stroke == count + 4
+    view.undo()
+    np.testing.assert_array_equal(native(layer), taken)
+    view.redo()
+    assert panel.project.labels("case").stroke == count + 4
+    layer.paint((MIDDLE, 32, 4), 1)
+    layer.events.paint(value=[])
+    view.undo()
+    assert panel.project.labels("case").stroke == count + 4
+    monkeypatch.setattr(QApplication, "mouseButtons", staticmethod(lambda: Qt.MouseButton.LeftButton))
+    with layer.block_history():
+        layer.paint((MIDDLE, 34, 4), 2)
+        view.undo()  # while the brush is down
+        monkeypatch.undo()
+        layer.paint((MIDDLE, 34, 8), 2)
+    layer.events.paint(value=[])
+    view.undo()
+    assert panel.project.labels("case").stroke == count + 4  # and not the stroke before that
+
+
+def test_the_slice_that_is_looked_at_beside_a_layer_with_time(panel, view, viewer, qtbot):
+    both(panel, qtbot)
+    viewer.add_image(np.zeros((5, *reversed(SHAPE)), np.float32), name="series", visible=False)
+    plane = visible_plane(viewer, view.layer)
+    assert (plane.axis, plane.index) == (2, MIDDLE)
+    go_to(viewer, view.layer, Plane(2, MIDDLE + 3))
+    assert visible_plane(viewer, view.layer).index == MIDDLE + 3
+    viewer.dims.order = (0, 2, 1, 3)
+    assert visible_plane(viewer, view.layer).axis == 1
+    viewer.dims.order = (1, 2, 0, 3)
+    assert visible_plane(viewer, view.layer) is None
 
 
 def overlap(found: np.ndarray, true: np.ndarray) -> float:

@@ -990,6 +990,17 @@ def test_scans_that_are_links_into_a_store_are_found_again(project, tmp_path):
     assert project.find(study).name == name
 
 
+def test_scans_inside_a_project_that_was_reached_by_a_link_move_with_it(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    project = AnnotationProject.create(tmp_path / "link" / "project")
+    (project.folder / "data").mkdir()
+    save(project.folder / "data" / "case_t1.nii.gz", brain())
+    reference = project.add_study(read_study(tmp_path / "link" / "project" / "data"))
+    assert reference.scans == {"t1": "data/case_t1.nii.gz"}
+    project.close()
+
+
 def test_the_lock_of_a_killed_process_is_stale(project, tmp_path):
     project.close()
     code = (

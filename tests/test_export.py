@@ -15,6 +15,7 @@ from conftest import brain, save
 from models_for_tests import tiny_card, tiny_encoder, tiny_model
 from napari_brainmvp.errors import BrainMVPError, FileError, ModelError
 from napari_brainmvp.inference import segment
+from napari_brainmvp.inference.bundle import find_cases
 from napari_brainmvp.io import read_study
 from napari_brainmvp.models import find_model, list_models, load_model
 from napari_brainmvp.models.bundle import export_bundle
@@ -159,6 +160,17 @@ def test_push_and_pull_through_a_folder(home, tmp_path, monkeypatch):
         pull_model(str(shared / "tiny"), "broken")
     with pytest.raises(ModelError, match="cannot be read"):
         pull_model(str(tmp_path / "nowhere"))
+
+
+def test_studies_of_a_bids_tree_have_a_bundle_s_result_each(tmp_path):
+    for subject in ("sub-01", "sub-02"):
+        for place in ("anat/{}_T1w.nii.gz", "dwi/{}_adc.nii.gz"):
+            path = tmp_path / subject / place.format(subject)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    found = find_cases(str(tmp_path))
+    assert [case["name"] for case in found] == ["sub-01", "sub-02"]
+    assert [[Path(path).parent.name for path in case["image"]] for case in found] == [["anat", "dwi"]] * 2
 
 
 def test_a_pretrained_model_can_be_shared(home, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from napari_brainmvp.training.cache import CachedStudy
 from napari_brainmvp.training.checkpoints import last_checkpoint
 from napari_brainmvp.training.evaluation import evaluate_segmentation
 from napari_brainmvp.training.finetuning import PRESETS, FinetuneSpec, finetune, read_spec
+from napari_brainmvp.training.finetuning.begun import part_usable
 from napari_brainmvp.training.finetuning.data import Case, LabelledCrops, choose_modalities, collect, split
 from napari_brainmvp.training.finetuning.head import fit_head
 from napari_brainmvp.training.finetuning.model import SegmentationModel, make_templates, parameter_groups
@@ -39,8 +41,9 @@ from napari_brainmvp.training.finetuning.temperature import fit_temperature
 from napari_brainmvp.training.finetuning.transfer import transfer
 from napari_brainmvp.training.finetuning.validation import CropValidation, card_metrics, mix_in
 from napari_brainmvp.training.labels import IGNORED, LABEL_PRESETS, LabelDescription, find_labels, read_labels
+from napari_brainmvp.training.meaning import describe_labels
 from napari_brainmvp.training.metrics import CaseScores, RegionScores, region_scores
-from napari_brainmvp.training.sources import DataSource
+from napari_brainmvp.training.sources import DataSource, absolute_paths
 
 COMMAND = [str(Path(sys.executable).parent / "brainmvp")]
 TINY = EncoderSpec(channels=(8, 8, 16, 16), depths=(1, 1, 1, 1), head_size=8)
@@ -380,6 +383,17 @@ def test_slices_of_a_thick_sliced_scan_are_held_out_whole(home, tmp_path, slices
     assert sum(case.slices[1] - case.slices[0] for case in held) == kept
 
 
+@pytest.mark.parametrize(("thickness", "held"), [(1.0, [(10, 11)]), (3.0, [(9, 12)]), (0.0, [])])
+def test_slices_that_are_alike_count_by_the_scans_own_thickness(tmp_path, thickness, held):
+    """An outline may have been copied from slice to slice."""
+    labels = np.zeros((6, 6, 20), np.uint8)
+    labels[:2, :2, 6:15], labels[2:4, :2, 6:15] = 1, 3
+    np.save(tmp_path / "labels.npy", labels)
+    study = CachedStudy("sub-1", ("t1",), tmp_path / "none.npy", tmp_path / "labels.npy", thickness)
+    described = LabelDescription(labels={1: "lesion"}, background=3, unlabelled=0)
+    assert [case.slices for case in split([study], FinetuneSpec(), described)[1]] == held
+
+
 def test_sessions_of_one_subject_are_held_out_together(data):
     studies = [CachedStudy(f"sub-{k // 2}_ses-{k % 2}", ("t1",), Path()) for k in range(8)]
     train, held = split(studies, spec_for(data), LabelDescription.of_values([1]))
@@ -697,6 +711,75 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
     third = finetune(spec, tmp_path / "third", cache=tmp_path / "cache")
     assert find_model(third).card.network.parts == card.network.parts
     assert (segment(read_study(data / "sub-00"), third).labels != again).mean() < 0.01
+
+
+def test_folds_that_were_begun_are_gone_on_with_by_the_same_studies_only(home, data, tmp_path):
+    spec, run = spec_for(data, folds=2, max_steps=2, held_out=0), tmp_path / "run"
+    token = CancelToken()
+
+    def stop(progress):
+        if progress.step.startswith("Fold 2 of 2: Fine"):
+            token.cancel()
+
+    with pytest.raises(Cancelled):
+        finetune(spec, run, cache=tmp_path / "cache", progress=stop, cancel=token)
+    with pytest.raises(BrainMVPError, match="already holds a run"):
+        finetune(spec, run, cache=tmp_path / "cache")
+    write_case(data / "sub-new", 7)
+    with pytest.raises(BrainMVPError, match="sub-new is new"):
+        finetune(spec, run, cache=tmp_path / "cache", resume=True)
+    shutil.rmtree(data / "sub-new")
+    said = (data / "dataset.json").read_text()
+    (data / "dataset.json").write_text(said.replace("core", "nucleus"))
+    with pytest.raises(BrainMVPError, match="mean something else"):
+        finetune(spec, run, cache=tmp_path / "cache", resume=True)
+    (data / "dataset.json").write_text(said)
+    folder = finetune(spec, run, cache=tmp_path / "cache", resume=True)
+    assert find_model(folder).card.metrics[0].data == "2-fold cross-validation"
+
+
+@pytest.mark.parametrize("init", ["tiny", "scratch"])
+def test_a_study_that_the_network_sees_nothing_of_is_left_out(home, data, tmp_path, init):
+    path = data / "sub-05" / "sub-05_t1.nii.gz"
+    path.rename(path.with_name("sub-05_adc.nii.gz"))
+    finetune(spec_for(data, init=init, max_steps=1, mixing=1.0), tmp_path / "run", cache=tmp_path / "cache")
+    assert (tmp_path / "run" / "problems.txt").read_text().startswith("sub-05: has none of ")
+    with pytest.raises(StudyError, match="No study has any of pd"):
+        part_usable([CachedStudy("a", ("t1",), Path())], ["pd"])
+
+
+def test_one_number_means_one_thing_in_all_datasets(tmp_path):
+    for name, labels in (("a", {"1": "core"}), ("b", {"1": "shell"}), ("c", {"1": "core"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dataset.json").write_text(json.dumps({"labels": labels}))
+    a, b, c = (DataSource(path=str(tmp_path / name)) for name in "abc")
+    assert describe_labels([a, c]).labels == {1: "core"}
+    with pytest.raises(StudyError, match="--labels"):
+        describe_labels([a, b])
+
+
+def test_a_model_is_meant_by_its_name_whatever_lies_in_the_folder(home, data, tmp_path, monkeypatch):
+    for name in ("tiny", "scratch", "mine"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = [absolute_paths(spec_for(data, init=name)).init for name in ("tiny", "scratch", "mine")]
+    assert found == ["tiny", "scratch", str(tmp_path / "mine")]
+
+
+def test_modalities_are_known_by_any_name(data):
+    assert spec_for(data, modalities=("FLAIR", "T1ce")).modalities == ("flair", "t1c")
+    with pytest.raises(ValueError, match="twice"):
+        spec_for(data, modalities=("t1c", "T1ce"))
+
+
+def test_a_resumed_run_says_what_it_cannot_change(home, data, tmp_path):
+    run = tmp_path / "run"
+    finetune(spec_for(data, max_steps=1), run, cache=tmp_path / "cache")
+    for options in (["--folds", "3"], ["--init", "scratch"], ["--preset", "hour"], ["--labels", "brats"]):
+        command = [*COMMAND, "finetune", "--out", "again", "--run", str(run), "--resume", *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "A resumed run keeps its" in done.stderr
 
 
 def test_a_card_names_no_folder_of_this_machine(home, tmp_path):

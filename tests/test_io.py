@@ -1,6 +1,7 @@
 """Reading and writing: names, formats, headers."""
 
 import datetime
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -14,9 +15,11 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from conftest import brain, ordinary_user, save, without_privilege
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io import (
+    by_subject,
     find_studies,
     guess_modality,
     is_label_name,
+    read_datalist,
     read_image,
     read_label_map,
     read_study,
@@ -253,6 +256,9 @@ def test_a_slice_at_the_end_that_is_cut_short_is_noticed(tmp_path, size):
         read_study(tmp_path / "t1")
     last.unlink()
     (tmp_path / "t1" / "notes.txt").touch()
+    for path in (tmp_path / "t1").glob("*.dcm"):
+        path.rename(path.with_suffix(""))  # and some have none
+    (tmp_path / "t1" / "VERSION").write_text("1.2\n")
     assert read_study(tmp_path / "t1").grid.shape == (10, 8, 5)
 
 
@@ -318,6 +324,52 @@ def test_an_image_beside_the_studies_does_not_hide_them(tmp_path):
     assert [s.name for s in find_studies(tmp_path, problems)] == ["a", "b", "c"]
     assert [name for name, _ in problems] == [tmp_path.name]
     assert "atlas_T1.nii.gz" in problems[0][1]
+
+
+@pytest.mark.parametrize(
+    ("places", "names", "people"),
+    [
+        (["P0/MRI", "P1/MRI"], ["P0_ses-MRI", "P1_ses-MRI"], 2),
+        (["P0/post", "P0/pre", "P1/pre"], ["P0_ses-post", "P0_ses-pre", "P1_ses-pre"], 2),
+        (["s1/P0", "s1/P1", "s1/P2", "s2/P1"], ["s1_P0", "s1_P1", "s1_P2", "s2_P1"], 4),
+        (
+            ["s1/sub-0/ses-1", "s1/sub-0/ses-2", "s2/sub-0/ses-1"],
+            ["s1_sub-0_ses-1", "s1_sub-0_ses-2", "s2_sub-0_ses-1"],
+            2,
+        ),
+        (["P0/MRI", "P1/scan"], ["MRI", "scan"], 2),
+    ],
+)
+def test_studies_whose_folders_have_one_name_are_told_apart(tmp_path, places, names, people):
+    for place in places:
+        (tmp_path / place).mkdir(parents=True)
+        save(tmp_path / place / "t1.nii.gz", brain())
+    found = [study.name for study in find_studies(tmp_path)]
+    assert found == names
+    assert len(by_subject(found)) == people
+
+
+def test_studies_of_a_list_in_one_folder_are_told_apart(tmp_path):
+    listed = [{"image": [f"c{k}_{m}.nii.gz" for m in ("t1", "t2")]} for k in range(2)]
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    assert [study.name for study in read_datalist(tmp_path / "list.json")[0]] == ["c0", "c1"]
+    (tmp_path / "list.json").write_text(json.dumps([{"image": [f"P{k}/MRI/t1.nii"]} for k in range(2)]))
+    assert [study.name for study in read_datalist(tmp_path / "list.json")[0]] == ["P0_ses-MRI", "P1_ses-MRI"]
+
+
+def test_folders_that_are_called_like_those_of_bids_are_looked_into(tmp_path):
+    for place in ("anat/P1", "anat/P2", "sub-01/anat/run-1"):
+        (tmp_path / place).mkdir(parents=True)
+        save(tmp_path / place / "t1.nii.gz", brain())
+    assert [study.name for study in find_studies(tmp_path)] == ["P1", "P2", "run-1"]
+
+
+def test_a_study_with_intermediate_results_in_folders_stays_one_study(tmp_path):
+    for place in (".", "raw", "mni"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        save(tmp_path / place / "t1.nii.gz", brain())
+    save(tmp_path / "flair.nii.gz", brain())
+    assert [sorted(study.scans) for study in find_studies(tmp_path)] == [["flair", "t1"]]
 
 
 def test_a_link_to_a_study_is_the_same_study(tmp_path):

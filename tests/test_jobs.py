@@ -34,6 +34,7 @@ from napari_brainmvp.jobs import (
     submit_job,
     training_job,
 )
+from napari_brainmvp.jobs.job import born_at
 from napari_brainmvp.jobs.queue import device_names, freest_gpu, gpu_count
 from napari_brainmvp.models import find_model
 from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec
@@ -210,8 +211,16 @@ def fabricate(name: str, queued: float = 5000, **beat) -> Path:
     return folder
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a start does not move with the clock")
+def test_when_a_process_started_does_not_move_with_the_clock(monkeypatch):
+    process = psutil.Process()
+    before, real = born_at(process), psutil._pslinux.boot_time
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: real() + 30)  # what the system says once it was set
+    assert born_at(psutil.Process()) == pytest.approx(before, abs=0.1)
+
+
 def test_the_dead_are_known_by_more_than_their_number(home):
-    born = psutil.Process().create_time()
+    born = born_at(psutil.Process())
     ghost = subprocess.Popen([sys.executable, "-c", "pass"])
     wait_for(lambda: psutil.Process(ghost.pid).status() == psutil.STATUS_ZOMBIE, 30)
     cases = {
@@ -219,7 +228,7 @@ def test_the_dead_are_known_by_more_than_their_number(home):
         "sleeps": ({"born": born, "at": time.time() - 4000}, JobState.running),  # the lid was shut; it goes on
         "another-of-that-number": ({"born": born - 900}, JobState.failed),
         "nobody": ({"pid": 2**22 + 1}, JobState.failed),
-        "zombie": ({"pid": ghost.pid, "born": psutil.Process(ghost.pid).create_time()}, JobState.failed),
+        "zombie": ({"pid": ghost.pid, "born": born_at(psutil.Process(ghost.pid))}, JobState.failed),
         "elsewhere": ({"host": "another"}, JobState.running),
         "elsewhere-silent": ({"host": "another", "at": time.time() - 100}, JobState.failed),
         "begins": ({"queued": 5, "at": time.time() - 600}, JobState.running),  # resumed; it has not spoken yet
@@ -293,7 +302,7 @@ def test_a_job_takes_the_gpu_with_the_fewest_jobs_or_the_one_it_names(home, monk
     for number in range(4):
         (tmp_path / f"nvidia{number}").touch()
     assert gpu_count() == 4
-    born, mine = psutil.Process().create_time(), jobs_folder() / "mine"
+    born, mine = born_at(psutil.Process()), jobs_folder() / "mine"
     assert freest_gpu(mine, 1) == 0
     takes = {"a": ["cuda:0"], "b": ["cuda:1", "cuda:2"], "c": ["cuda:3"], "d": ["cuda:3"]}
     for name, devices in takes.items():

@@ -1,5 +1,7 @@
 """The plugin with a real viewer and real clicks."""
 
+import gc
+import os
 import subprocess
 import sys
 import time
@@ -13,9 +15,11 @@ from napari.layers._source import layer_source
 from qtpy.QtCore import Qt, QTimer
 
 from conftest import brain, save
-from napari_brainmvp.io import read_study
+from napari_brainmvp.errors import StudyError
+from napari_brainmvp.io import read_image, read_study
 from napari_brainmvp.plugin.layers import (
     KEY,
+    is_imputed,
     layer_grid,
     layer_modality,
     layer_scan,
@@ -25,6 +29,7 @@ from napari_brainmvp.plugin.layers import (
 )
 from napari_brainmvp.plugin.readers import get_reader
 from napari_brainmvp.plugin.widget import BrainMVPWidget
+from napari_brainmvp.plugin.writers import write_image_layer
 from napari_brainmvp.study import Grid, LabelMap, Scan, Study, modality
 
 
@@ -270,6 +275,90 @@ def test_the_window_may_be_closed_during_a_run(make_napari_viewer, home, qtbot, 
     qtbot.wait(100)
     assert work.wait(60)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_another_study_that_was_opened_meanwhile_does_not_get_the_result(widget, viewer, qtbot):
+    add(viewer, study_layers(study(shape=(90, 90, 60))))
+    with qtbot.waitSignal(widget.segment.finished, timeout=90_000):
+        widget.segment.button.click()
+        viewer.layers.clear()
+        add(viewer, study_layers(study()))
+    assert "Segmentation" not in viewer.layers
+    assert "Another study" in widget.segment.status.text()
+
+
+def test_what_a_network_made_never_takes_the_place_of_a_scan(widget, viewer):
+    layers = study_layers(study())
+    add(viewer, layers)
+    made = {k: Scan(s.modality, s.data, s.grid, imputed=True) for k, s in study().scans.items()}
+    add(viewer, study_layers(Study("made", made)))
+    assert not any(is_imputed(layer) for layer in widget.study.assigned().values())
+
+
+def test_layers_of_other_readers_are_segmented_where_they_are_shown(widget, viewer, qtbot):
+    data = np.ascontiguousarray(next(iter(study().scans.values())).data.T)
+    layer = viewer.add_image(data, name="flair", rotate=20)
+    segment(widget, qtbot)
+    index = np.array([18, 22, 20])
+    shown = viewer.layers["Segmentation"]
+    back = layer_grid(layer).to_index(layer_grid(shown).to_world(shown.world_to_data(layer.data_to_world(index))[::-1]))
+    np.testing.assert_allclose(back[::-1], index, atol=0.01)
+
+
+def test_pictures_and_stacks_are_no_scans(widget, viewer, tmp_path):
+    add(viewer, study_layers(study()))
+    viewer.add_image(np.zeros((30, 40, 3), np.uint8), name="t2_axial", rgb=True)
+    viewer.add_image(np.zeros((3, 20, 30, 40), np.float32), name="dwi series")
+    assert widget.study.assigned()["t2"].name == "T2"
+    fine = np.random.default_rng(0).random((36, 48, 40)).astype(np.float32)
+    layer = viewer.add_image([fine, fine[::2, ::2, ::2]], multiscale=True, name="pd")
+    assert layer_scan(layer, modality("pd")).data.shape == (40, 48, 36)
+    layer.save(str(tmp_path / "pd.nii.gz"))
+    np.testing.assert_allclose(read_image(tmp_path / "pd.nii.gz")[0], fine.T)
+    with pytest.raises(StudyError, match="three axes"):
+        write_image_layer(str(tmp_path / "x.nii.gz"), np.zeros((3, 4, 5, 6)), {"name": "series"})
+
+
+@pytest.mark.parametrize("ended", ["learn", "lead"])
+def test_what_is_abandoned_when_it_has_just_ended_says_nothing(ended):
+    """Qt called a function that Python had cleared away: the whole program was gone."""
+    code = (
+        "import gc, sys; import numpy as np; from pathlib import Path; from qtpy.QtCore import QEventLoop, QTimer\n"
+        "from qtpy.QtWidgets import QApplication; app = QApplication([])\n"
+        "from napari_brainmvp.plugin.work import Work\n"
+        "class Holder:\n"
+        "    def start(self):\n"
+        "        self.work = work = Work(lambda progress, cancel: 1)\n"
+        "        for signal in (work.done, work.failed, work.crashed):\n"
+        "            signal.connect(lambda *values: print('heard') if self.work is work else None)\n"
+        "        work.start(); work.wait(5)\n"
+        "for _ in range(20):\n"
+        "    holder = Holder(); holder.start()\n"
+        "    if sys.argv[1] == 'learn': holder.work.abandon()\n"
+        "    holder.work = None; gc.collect()\n"
+        "    loop = QEventLoop(); QTimer.singleShot(20, loop.quit); loop.exec()\n"
+        "print('alive')\n"
+    )
+    environment = os.environ | {"QT_QPA_PLATFORM": "offscreen"}
+    done = subprocess.run([sys.executable, "-c", code, ended], capture_output=True, text=True, env=environment)
+    assert (done.stdout.strip(), done.returncode) == ("alive", 0), done.stderr
+
+
+def test_the_docks_own_cross_stops_what_runs(make_napari_viewer, home, qtbot, capfd):
+    viewer = make_napari_viewer(show=True)
+    dock, widget = viewer.window.add_plugin_dock_widget("napari-brainmvp")
+    add(viewer, study_layers(study(shape=(90, 90, 60))))
+    widget.segment.model.setCurrentIndex(widget.segment.model.findText("Tiny random model"))
+    widget.segment.button.click()
+    work = widget.segment.run._work
+    del widget
+    qtbot.mouseClick(dock.title.close_button, Qt.MouseButton.LeftButton)
+    del dock
+    gc.collect()
+    assert work.wait(60)
+    qtbot.wait(200)
+    assert "Traceback" not in capfd.readouterr().err
+    assert "Segmentation" not in viewer.layers
 
 
 def test_python_may_end_during_a_run():

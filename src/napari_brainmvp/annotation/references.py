@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,11 +20,11 @@ def scan_paths(reference: StudyReference, folder: Path) -> dict[str, Path]:
 
     A link is not followed: what it points to may have a name that says nothing.
     """
-    return {key: _absolute(folder / path) for key, path in reference.scans.items()}
+    return {key: _placed(folder / path) for key, path in reference.scans.items()}
 
 
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100 - without "..", and with links
+def _placed(path: Path) -> Path:
+    return path.parent.resolve() / path.name
 
 
 def named(name: str, references: Sequence[StudyReference]) -> StudyReference:
@@ -65,7 +64,7 @@ def make_reference(study: Study, name: str, folder: Path, back: StudyReference |
             said = scan.title if scan.imputed else ""  # read back as imputed, then
             path = folder / "scans" / name / f"{name}_{key}.nii.gz"
             path = write_image(path, scan.data, scan.grid, description=said)
-        path = _absolute(path)
+        path = _placed(path)
         scans[key] = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
     affine = tuple(tuple(float(v) for v in row) for row in study.grid.affine)
     made = StudyReference(name=name, scans=scans, reference=study.reference, shape=study.grid.shape, affine=affine)

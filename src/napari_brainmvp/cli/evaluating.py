@@ -181,9 +181,11 @@ def _segmentations(
     from napari_brainmvp.inference import SegmentOptions
     from napari_brainmvp.io import write_text_atomic
     from napari_brainmvp.training.evaluation import compare_segmentations, evaluate_segmentation, scores_csv
-    from napari_brainmvp.training.labels import LabelDescription, find_labels, read_labels
+    from napari_brainmvp.training.labels import LabelDescription, read_labels
+    from napari_brainmvp.training.meaning import describe_labels
+    from napari_brainmvp.training.sources import DataSource
 
-    description = read_labels(labels) if labels else find_labels(data[0])
+    description = read_labels(labels) if labels else describe_labels([DataSource(path=str(path)) for path in data])
     description = description or LabelDescription.of_card(next(iter(models.values())).card)
     results: dict[str, Any] = {}
     left_out: list[Problem] = []

@@ -34,7 +34,7 @@ def finetune(
     ] = None,
     task: Annotated[Task, typer.Option(help="What to learn.")] = Task.segmentation,
     init: Annotated[str, typer.Option(help="Model to start from, or scratch; default the one that ships.")] = "",
-    preset: Annotated[str, typer.Option(help="minutes, hour or paper.")] = "minutes",
+    preset: Annotated[str, typer.Option(help="minutes (the default), hour or paper.")] = "",
     labels: Annotated[
         str, typer.Option(help="Label description: file, brats or brats-ped; default dataset.json.")
     ] = "",
@@ -60,19 +60,26 @@ def finetune(
 
     folder = run or models_folder().parent / "runs" / out
     spec: FinetuneSpec
+    changes: dict[str, Any]
     if resume:
-        if data or max_steps:
-            raise BrainMVPError("A resumed run keeps its data and its length: leave out --data and --max-steps.")
-        spec = resumed(_started(folder), settings(change or ()), FREE)
+        if data or max_steps or preset:
+            raise BrainMVPError(
+                "A resumed run keeps its data, its preset and its length: leave out --data, --preset and --max-steps."
+            )
+        said: dict[str, Any] = {"init": init, "participants": participants, "column": column, "folds": folds}
+        said["labels"] = read_labels(labels) if labels else None
+        said["task"] = "" if task == Task.segmentation else task.value
+        changes = {key: value for key, value in said.items() if value} | settings(change or ())
+        spec = resumed(_started(folder), changes, FREE)
     else:
         if not data:
             raise BrainMVPError("No data: say --data FOLDER, with a folder of annotated studies.")
-        changes: dict[str, Any] = {"task": task.value, "data": sources(data, ""), **settings(change or ())}
+        changes = {"task": task.value, "data": sources(data, ""), **settings(change or ())}
         options = {"init": init, "participants": participants, "column": column, "max_steps": max_steps, "folds": folds}
         changes |= {key: value for key, value in options.items() if value}
         if labels:
             changes["labels"] = read_labels(labels)
-        spec = absolute_paths(read_spec(preset, changes))
+        spec = absolute_paths(read_spec(preset or "minutes", changes))
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", out):
         raise BrainMVPError(f"{out!r} is not a model name: use up to 64 of a-z, 0-9, '.', '_' and '-'.")
     if out in {entry.card.name for entry in list_models()}:

@@ -16,8 +16,10 @@ from pydantic import BaseModel, ValidationError
 
 from napari_brainmvp.cli.console import progress_bar, say
 from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.io import write_text_atomic
 from napari_brainmvp.jobs import left_out
 from napari_brainmvp.models import find_model, list_models
+from napari_brainmvp.models.card import check_model_name
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.pretraining.spec import DataSource, PretrainingSpec, read_settings, read_spec
 from napari_brainmvp.training.sources import absolute_paths
@@ -35,6 +37,8 @@ __all__ = [
 
 FREE = ("accelerator", "precision", "workers", "minutes")
 """Settings that do not change what a run learns."""
+_NAME = "name.txt"
+"""Of a run's folder: what its model will be called."""
 _SECONDS = 30.0
 """Between lines of progress where there is no terminal."""
 
@@ -130,9 +134,18 @@ def run_pretraining(spec: PretrainingSpec, run: Path, *, resume: bool, name: str
     from napari_brainmvp.models import import_model
     from napari_brainmvp.training.pretraining.engine import pretrain
 
+    known = run / _NAME
+    if not name and resume and known.is_file():
+        name = known.read_text(encoding="utf-8").strip()
     name = name or re.sub(r"[^a-z0-9._-]+", "-", run.resolve().name.lower()).strip("-._") or "pretrained"
+    try:
+        check_model_name(name)
+    except ValueError as error:
+        raise BrainMVPError(f"{error}: choose another --name.") from error
     if name in {entry.card.name for entry in list_models()}:
         raise BrainMVPError(f"There already is a model {name!r}: choose another --name, or remove it first.")
+    if resume or not (run / "spec.json").is_file():  # else it may be refused, as the folder of another run
+        write_text_atomic(known, f"{name}\n")
     with progress_lines() as progress, stop_on_signals() as cancel:
         folder = pretrain(spec, run, resume=resume, cache=cache, progress=progress, cancel=cancel)
     if not distributed.is_initialized() or distributed.get_rank() == 0:

@@ -32,8 +32,10 @@ logger = logging.getLogger(__name__)
 _PREPARED, _STUDY = "brainmvp_prepared", "brainmvp_study"
 
 
-def find_cases(folder: str) -> list[dict[str, str]]:
+def find_cases(folder: str) -> list[dict[str, Any]]:
     """List the studies of a folder, or the one study that the folder itself is, as MONAI data items.
+
+    Each has its scans, or its folder, as ``image``, and a ``name`` of its own.
 
     Raises
     ------
@@ -42,14 +44,14 @@ def find_cases(folder: str) -> list[dict[str, str]]:
     """
     root = Path(folder)
     if root.is_dir() and any(is_image_path(path) for path in root.iterdir()):
-        return [{"image": str(root)}]
+        return [{"image": str(root), "name": root.resolve().name}]
     problems: list[tuple[str, str]] = []
     studies = find_studies(root, problems)
     for name, reason in problems:
         logger.warning("Passed over %s: %s", name, reason)
     if not studies:
         raise StudyError(f"{root} holds no study: give a folder of scans, or a folder of such folders as dataset_dir.")
-    return [{"image": str(next(iter(study.scans.values())).parent)} for study in studies]
+    return [{"image": [str(path) for path in study.scans.values()], "name": study.name} for study in studies]
 
 
 def _model(folder: str) -> LoadedModel:
@@ -76,7 +78,8 @@ class PrepareStudyd(MapTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             given = out[key]
-            study = read_study([Path(p) for p in given] if isinstance(given, (list, tuple)) else Path(given))
+            files = [Path(p) for p in given] if isinstance(given, (list, tuple)) else Path(given)
+            study = read_study(files, name=out.get("name"))
             prepared = prepare(study, self.model.card.modalities, self.model.card.preparation)
             images, _ = fill_missing(prepared, self.model)
             out[key] = MetaTensor(images, affine=torch.from_numpy(prepared.grid.affine.copy()))

@@ -101,9 +101,9 @@ def measure(
     structures = []
     for label in described:
         if regions is not None:
-            whole = regions[label.value]
-            box = next(iter(ndimage.find_objects(whole.view(np.uint8))), None)
-            mask = whole[box] if box is not None else None
+            whole = regions.get(label.value)
+            box = None if whole is None else next(iter(ndimage.find_objects(whole.view(np.uint8))), None)
+            mask = whole[box] if whole is not None and box is not None else None
         else:
             box = boxes[label.value - 1] if label.value <= len(boxes) else None
             mask = labels[box] == label.value if box is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +100,20 @@ def read_dicom_series(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.flo
 def _broken(folder: Path, files: dict[Path, Any]) -> Path | None:
     """Find a slice that was copied in part: passed over, one at either end would be missing unnoticed."""
     images = {path: s.file_meta.get("MediaStorageSOPClassUID") for path, s in files.items() if "PixelData" in s}
-    suffixes, kinds = {path.suffix for path in images}, set(images.values()) - {None}
+    names, kinds = {_series_name(path) for path in images}, set(images.values()) - {None}
     for path in _files(folder):
         if path in files:
             cut = path not in images and files[path].file_meta.get("MediaStorageSOPClassUID") in kinds
         else:
-            cut = path.suffix in suffixes and path.stat().st_size < _PREAMBLE
+            cut = _series_name(path) in names and path.stat().st_size < _PREAMBLE and not path.read_bytes().strip(b"\0")
         if cut:
             return path
     return None
+
+
+def _series_name(path: Path) -> str:
+    """Return what the names of a series' files have in common: the suffix, or without one all but the digits."""
+    return path.suffix or re.sub(r"\d+", "", path.name)
 
 
 def _stack(slices: list[Any], folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

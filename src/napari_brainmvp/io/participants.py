@@ -105,14 +105,17 @@ def likely_column(columns: Sequence[str]) -> str:
 def subject_of(name: str) -> str:
     """Return the subject of a study that is a session by its name, as BIDS or BraTS have it; else the name.
 
+    What is before a slash is the dataset that both are of.
+
     Examples
     --------
     >>> subject_of("sub-01_ses-2"), subject_of("case_ses-2"), subject_of("p_2"), subject_of("BraTS-GLI-00005-101")
     ('sub-01', 'case', 'p_2', 'BraTS-GLI-00005')
     """
-    if visit := re.fullmatch(r"(BraTS-\w+-\d{5})-\d{3}", name):
-        return visit[1]
-    return name.split("_" if name.startswith("sub-") else "_ses-")[0]  # p_2 is no part of p
+    source, slash, own = name.rpartition("/")
+    if visit := re.fullmatch(r"(BraTS-\w+-\d{5})-\d{3}", own):
+        return f"{source}{slash}{visit[1]}"
+    return source + slash + own.split("_" if own.startswith("sub-") else "_ses-")[0]  # p_2 is no part of p
 
 
 def by_subject(names: Sequence[str]) -> list[list[int]]:

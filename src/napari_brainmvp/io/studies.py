@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,7 +189,19 @@ def read_datalist(path: Path, base: Path | None = None) -> tuple[list[StudyFiles
             studies.append(_from_datalist(entry, base or path.resolve().parent, {}))
         except (FileError, StudyError) as error:
             problems.append((f"{path.name}, entry {index + 1}", str(error)))
+    if len({study.name for study in studies}) < len(studies):  # their names do not tell them apart
+        studies = [replace(study, name=_shared_name(study)) for study in studies]
     return studies, problems
+
+
+def _shared_name(study: StudyFiles) -> str:
+    """Name a study by what its files' names begin with, up to the last separator; else by two folders around them."""
+    names = [stem(path) for path in study.scans.values()]
+    shared = re.match(r"(.*)[^A-Za-z0-9]", os.path.commonprefix(names))  # noqa: RUF071 - of names
+    folder = next(iter(study.scans.values())).absolute().parent
+    if shared and shared[1]:
+        return shared[1]
+    return f"{folder.parent.name}_ses-{folder.name}"
 
 
 def _inside(path: Path, base: Path | None) -> Path:
@@ -221,7 +235,25 @@ def find_studies(folder: str | Path, problems: list[tuple[str, str]] | None = No
     with readable(root):
         if not root.is_dir():
             raise FileError(f"{root} is not a folder: choose a folder of studies.")
-    return list(_walk(root, 0, [] if problems is None else problems, set()))
+    found = list(_walk(root, 0, [] if problems is None else problems, set()))
+    return _named_apart(found, root)
+
+
+def _named_apart(studies: list[StudyFiles], root: Path) -> list[StudyFiles]:
+    """Name studies by all folders down to theirs where the names of these repeat.
+
+    Where there are no more names of the last folders than of those around them, as in ``P1/pre``, ``P1/post`` and
+    ``P2/pre``, they are sessions of a subject, and named so; else, as in ``site1/P1``, subjects.
+    """
+    if len({study.name for study in studies}) == len(studies):
+        return studies
+    places = [study_folder(next(iter(s.scans.values()))).relative_to(root.absolute()).parts for s in studies]
+    sessions = len({p[-1:] for p in places}) <= len({p[:-1] for p in places})
+    named = []
+    for study, (*above, last) in zip(studies, [p or (root.name,) for p in places], strict=True):
+        told = last if last.startswith(("ses-", "sub-")) or not (sessions and above) else f"ses-{last}"
+        named.append(replace(study, name="_".join((*above, told))))
+    return named
 
 
 def _walk(folder: Path, depth: int, problems: list[tuple[str, str]], seen: set[Path]) -> Iterable[StudyFiles]:
@@ -237,22 +269,29 @@ def _walk(folder: Path, depth: int, problems: list[tuple[str, str]], seen: set[P
             problems.append((folder_name(folder), str(error)))
         else:
             below: list[tuple[str, str]] = []
-            others = list(_below(folder, depth, shut, below, seen)) if depth == 0 else []
-            if len(others) > 1:
+            used = {*members, *(path.parent for path in members)}
+            others = list(_below(folder, depth, shut, below, seen, used)) if depth == 0 else []
+            many = len(others) > 1 and all(len(other.scans) >= len(own.scans) for other in others)
+            if many:
                 names = ", ".join(path.name for path in members)
                 problems += [(folder_name(folder), f"{names}: left out, beside folders of studies."), *below]
-            yield from others if len(others) > 1 else [own]
+            yield from others if many else [own]
             return
     yield from _below(folder, depth, shut, problems, seen)
 
 
 def _below(
-    folder: Path, depth: int, shut: set[str], problems: list[tuple[str, str]], seen: set[Path]
+    folder: Path,
+    depth: int,
+    shut: set[str],
+    problems: list[tuple[str, str]],
+    seen: set[Path],
+    used: Collection[Path] = (),
 ) -> Iterable[StudyFiles]:
     if depth == _DEEPEST:
         return
     passed = (".", "derivatives")
-    children = [p for p in folder.iterdir() if not p.name.startswith(passed) and p.name not in _BIDS_FOLDERS]
+    children = [p for p in folder.iterdir() if not p.name.startswith(passed) and p not in used]
     inside = [p for p in children if folder_name(p) not in shut and p.is_dir()]
     for child in sorted(inside, key=lambda p: (p.is_symlink(), p)):  # a link to one of the others is the same study
         if child.resolve() not in seen:

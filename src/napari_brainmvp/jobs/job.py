@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -222,12 +223,17 @@ def _alive(file: StateFile, beat: Heartbeat | None) -> bool:
         return now - beat.at < _SILENCE
     try:
         process = psutil.Process(beat.pid)
-        born, gone = process.create_time(), process.status() == psutil.STATUS_ZOMBIE
+        born, gone = born_at(process), process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:  # it belongs to somebody else
         return now - beat.at < _SILENCE
     return not gone and abs(born - beat.born) < _CLOCK
+
+
+def born_at(process: psutil.Process) -> float:
+    """Return when a process started, s; on Linux since the machine did, whose clock may be set meanwhile."""
+    return float(process.create_time()) - (psutil.boot_time() if sys.platform == "linux" else 0.0)
 
 
 def _read(path: Path, attempts: int = 3) -> Any:

@@ -27,6 +27,7 @@ from napari_brainmvp.jobs.job import (
     Job,
     JobState,
     StateFile,
+    born_at,
     read_job,
     write_file,
 )
@@ -155,7 +156,7 @@ class _Pulse:
 
     def __init__(self, folder: Path, cancel: CancelToken) -> None:
         self._folder, self._cancel = folder, cancel
-        self._born = psutil.Process().create_time()
+        self._born = born_at(psutil.Process())
         self._progress, self._since = Progress("Starting"), (time.monotonic(), 0)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="brainmvp-pulse", daemon=True)

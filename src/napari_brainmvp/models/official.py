@@ -173,7 +173,7 @@ def import_model(source: str | Path, name: str | None = None, modalities: Sequen
     FileError
         It cannot be written.
     """
-    path = Path(source).expanduser().resolve()
+    path = Path(source).expanduser().absolute()  # a link to a file of another name goes by its own
     try:
         wanted = check_model_name(name or re.sub(r"[^a-z0-9._-]+", "-", _own_name(path).lower()).strip("-._"))
     except ValueError as error:
@@ -193,7 +193,7 @@ def import_model(source: str | Path, name: str | None = None, modalities: Sequen
 
 
 def _own_name(path: Path) -> str:
-    return path.name if path.is_dir() else path.stem
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 def _import_folder(path: Path, name: str, target: Path) -> ModelEntry:

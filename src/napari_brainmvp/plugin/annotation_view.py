@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from qtpy.QtCore import Signal
@@ -9,6 +10,7 @@ from qtpy.QtCore import Signal
 from napari_brainmvp.annotation.content import StudyReference
 from napari_brainmvp.annotation.history import label_dtype
 from napari_brainmvp.annotation.project import AnnotationProject
+from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.plugin.layers import Frame
 from napari_brainmvp.plugin.live_probe import LiveProbe
 from napari_brainmvp.plugin.model_choice import ModelChoice
@@ -93,6 +95,8 @@ class AnnotationView(ModelChoice):
         if self._painted is not None:
             self._painted.saved.connect(self._stroke)
             self._painted.failed.connect(self.refused)
+            for key, step in (("Control-Z", self.undo), ("Control-Shift-Z", self.redo)):  # napari's own knows no tools
+                self.layer.bind_key(key, lambda _, step=step: self._by_key(step), overwrite=True)
         self._viewer.layers.events.removed.connect(self._removed)
         self.layer.events.selected_label.connect(self._picked)
 
@@ -169,7 +173,7 @@ class AnnotationView(ModelChoice):
     def _know_written(self) -> None:
         """Say which values were written, painted or undone, that no class has."""
         assert self._painted is not None
-        for value in sorted(self._painted.history.written - {c.value for c in self._project.classes}):
+        for value in sorted(self._painted.written - {c.value for c in self._project.classes}):
             self.unknown.emit(value)
 
     def _features_ready(self) -> None:
@@ -185,6 +189,7 @@ class AnnotationView(ModelChoice):
         self.said.emit(message)
 
     def _crashed(self, error: Exception) -> None:
+        self.progressed.emit(Progress(""))
         self.said.emit("Something went wrong; see the notification.")
         raise error
 
@@ -204,6 +209,12 @@ class AnnotationView(ModelChoice):
         """Do again what was taken back."""
         self._step(back=False)
 
+    def _by_key(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except BrainMVPError as error:
+            self.refused.emit(str(error))
+
     def save(self) -> None:
         """Save what is not yet.
 
@@ -219,8 +230,7 @@ class AnnotationView(ModelChoice):
     def _step(self, back: bool) -> None:
         assert self._painted is not None
         self.save()
-        history = self._painted.history
-        if not (history.undo() if back else history.redo()):
+        if not (self._painted.undo() if back else self._painted.redo()):
             self.said.emit("There is nothing to undo." if back else "There is nothing to redo.")
             return
         self._painted.show_history()

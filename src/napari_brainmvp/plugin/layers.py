@@ -33,6 +33,7 @@ __all__ = [
     "layer_path",
     "layer_scan",
     "layer_transform",
+    "layer_values",
     "scan_layer",
     "shared_frame",
     "study_layers",
@@ -111,7 +112,7 @@ def layer_grid(layer: Any) -> Grid:
     origin = layer.metadata.get(KEY)
     if isinstance(origin, LayerOrigin):
         affine = np.linalg.inv(origin.frame) @ affine
-    grid = Grid(tuple(reversed(layer.data.shape)), affine)
+    grid = Grid(tuple(reversed(layer_values(layer).shape)), affine)
     if isinstance(origin, LayerOrigin) and origin.shown.same_as(grid, 1e-3):
         return origin.shown  # untouched: free of rounding
     return grid
@@ -126,10 +127,15 @@ def layer_scan(layer: Any, kind: Modality) -> Scan:
     origin = layer.metadata.get(KEY)
     if isinstance(origin, LayerOrigin) and grid is origin.shown and isinstance(origin.scan, Scan):
         return replace(origin.scan, modality=kind)
-    values = np.nan_to_num(np.asarray(layer.data, np.float32).T, posinf=0, neginf=0)
+    values = np.nan_to_num(np.asarray(layer_values(layer), np.float32).T, posinf=0, neginf=0)
     if isinstance(origin, LayerOrigin) and grid is origin.shown:
         return Scan(kind, origin.unpermute(values), origin.grid, origin.path, origin.imputed)
     return Scan(kind, values, grid, None, is_imputed(layer))  # where it lies now, no file says
+
+
+def layer_values(layer: Any) -> Any:
+    """Return a layer's data, the finest of several resolutions."""
+    return layer.data[0] if layer.multiscale else layer.data
 
 
 def is_imputed(layer: Any) -> bool:

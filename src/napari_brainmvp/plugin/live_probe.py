@@ -177,8 +177,8 @@ class LiveProbe(QObject):
         self._reading = work = Work(run)
         work.progressed.connect(self.progressed)
         work.done.connect(lambda found: self._learn(found) if self._reading is work else None)
-        work.failed.connect(self.failed)
-        work.crashed.connect(self.crashed)
+        work.failed.connect(lambda why: self._unlearned(self.failed, why))
+        work.crashed.connect(lambda error: self._unlearned(self.crashed, error))
         self.progressed.emit(Progress("Reading the studies"))
         work.start()
 
@@ -186,6 +186,10 @@ class LiveProbe(QObject):
         self._reading = None
         self.others, unread = found
         self.learned.emit(len(self.others), unread)
+
+    def _unlearned(self, signal: Any, why: object) -> None:
+        self._reading = None
+        signal.emit(why)
 
     def update(self, labels: NDArray[Any], plane: Plane | None) -> None:
         """Predict from these labels, the visible slice first.

@@ -14,7 +14,7 @@ from napari_brainmvp.annotation.content import LabelClass, StudyReference
 from napari_brainmvp.annotation.project import AnnotationProject
 from napari_brainmvp.errors import Cancelled, StudyError
 from napari_brainmvp.io.studies import folder_name, study_folder
-from napari_brainmvp.plugin.layers import KEY, LayerOrigin, layer_grid
+from napari_brainmvp.plugin.layers import KEY, LayerOrigin, layer_grid, layer_values
 from napari_brainmvp.study import LabelMap, Study
 
 __all__ = ["LabelSource", "enter"]
@@ -106,7 +106,7 @@ def _value_names(layer: Any) -> dict[int, str]:
 def _with_labels(study: Study, layer: Any) -> Study:
     """Give a study a layer's labels, where they lie on its grid."""
     origin = layer.metadata.get(KEY)
-    values = np.asarray(layer.data).T
+    values = np.asarray(layer_values(layer)).T
     grid = layer_grid(layer)
     if isinstance(origin, LayerOrigin) and grid is origin.shown and origin.scan is None:
         values, grid = origin.unpermute(values), origin.grid

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 from napari.utils.colormaps import CyclicLabelColormap
 from numpy.typing import NDArray
-from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtCore import QObject, Qt, QTimer, Signal
 from qtpy.QtGui import QColor
+from qtpy.QtWidgets import QApplication
 
 from napari_brainmvp.annotation.content import LabelClass
 from napari_brainmvp.annotation.history import LabelHistory
@@ -116,6 +117,9 @@ class PaintedLayer(QObject):
         super().__init__()
         self.layer, self.history = layer, history
         self._said = ""
+        self._parts: set[int] = set()  # numbers of strokes that go on with the one before
+        self._continues = False
+        self.written: frozenset[int] = frozenset()  # the label values that the last stroke, or step, has put there
         self._timer = QTimer(self)
         self._timer.setInterval(_SAVE_AFTER)
         self._timer.timeout.connect(self.save)
@@ -133,8 +137,10 @@ class PaintedLayer(QObject):
     def save(self, event: object = None) -> None:
         """Save what changed."""
         self._timer.stop()
+        drawing = event is None and bool(QApplication.mouseButtons() & Qt.MouseButton.LeftButton)
         try:
             changed = self.history.record(native(self.layer))
+            self.written = self.history.written
         except BrainMVPError as error:
             if str(error) != self._said:  # say it once, not every second
                 self._said = str(error)
@@ -145,7 +151,36 @@ class PaintedLayer(QObject):
             self._said = ""
             self.layer.editable = True
         if changed:
+            self._parts = {part for part in self._parts if part < self.history.stroke}
+            if self._continues:
+                self._parts.add(self.history.stroke)
+        self._continues = drawing and (self._continues or bool(changed))
+        if changed:
             self.saved.emit(changed)
+
+    def undo(self) -> bool:
+        """Take back the last stroke, all that was saved of it while it was drawn; tell whether there was one."""
+        self.written = frozenset()
+        part = self.history.stroke
+        undone = self._step(self.history.undo)
+        while undone and part in self._parts:
+            part -= 1
+            self._step(self.history.undo)
+        return undone
+
+    def redo(self) -> bool:
+        """Do a stroke again that was taken back; tell whether there was one."""
+        self.written = frozenset()
+        redone = self._step(self.history.redo)
+        while redone and self.history.stroke + 1 in self._parts and self._step(self.history.redo):
+            pass
+        return redone
+
+    def _step(self, step: Callable[[], bool]) -> bool:
+        self._continues = False  # what is drawn on is a stroke of its own
+        done = step()
+        self.written |= self.history.written
+        return done
 
     def show_history(self) -> None:
         """Show the labels as the history has them now, after undo or redo."""

@@ -231,7 +231,7 @@ class ProjectStudies(QWidget):
                 project, lambda name: read_features(project.read(name), progress, cancel), progress, cancel
             )
 
-        self._run(run, "Reading the studies", self._found)
+        self._run(run, "Reading the studies", lambda order: self._found(order) if self._project is project else None)
 
     def _found(self, order: list[str]) -> None:
         self._order = tuple(order)

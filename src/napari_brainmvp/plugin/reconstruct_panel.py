@@ -66,6 +66,7 @@ class ReconstructPanel(QWidget):
         self.side_by_side = QPushButton("Side by side")
         self.template = QPushButton("Show template")
         self.table = SimilarityTable()
+        self._of: dict[str, Any] = {}  # the layers of the study that is worked on
         self._build()
         self.refresh_models()
 
@@ -185,6 +186,7 @@ class ReconstructPanel(QWidget):
         except StudyError as error:
             show_warning(str(error))
             return
+        self._of = self._study.assigned_with_others()
         self.run.start(lambda progress, cancel: work(make_study(), progress, cancel))
         self._update()
 
@@ -194,6 +196,9 @@ class ReconstructPanel(QWidget):
 
     def _done(self, made: tuple[list[Any], list[LayerTuple]]) -> None:
         results, tuples = made
+        if self._study.replaced(self._of.values()):
+            self.run.status.setText("Another study was opened meanwhile, so the result is not shown.")
+            return
         self.side_by_side.setChecked(False)
         for layer in self._viewer.layers:
             layer.visible = False
@@ -211,9 +216,9 @@ class ReconstructPanel(QWidget):
         self._compared = []
         if result.error is not None:
             masked, made_layer, disagreement, error = layers
-            truth = self._study.assigned_with_others()[result.scan.modality.key]
+            truth = self._of.get(result.scan.modality.key)
             second = [masked, made_layer] if result.mask_rate < 1 else [made_layer, disagreement]
-            self._compared = [truth, *second, error]
+            self._compared = [layer for layer in (truth, *second, error) if layer is not None]
             self.side_by_side.setChecked(True)
         self._update()
 
@@ -274,5 +279,5 @@ class ReconstructPanel(QWidget):
         hint = next((h for h in hints if h), "" if self.sources.chosen() else "Choose what to make it from.")
         if hint:
             self.run.status.setText(hint)
-        elif not self.run.status.text().startswith(("Done", "Cancelled")):
+        elif not self.run.status.text().startswith(("Done", "Cancelled", "Another study")):
             self.run.status.setText("")

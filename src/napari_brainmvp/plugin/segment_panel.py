@@ -22,6 +22,7 @@ from napari_brainmvp.plugin.layers import Frame, labels_layer, layer_transform, 
 from napari_brainmvp.plugin.run_bar import RunBar
 from napari_brainmvp.plugin.study_panel import StudyPanel
 from napari_brainmvp.plugin.style import heading
+from napari_brainmvp.plugin.visible_slice import look_at
 from napari_brainmvp.plugin.volume_table import VolumeTable
 from napari_brainmvp.progress import CancelToken, ProgressCallback
 from napari_brainmvp.study import Grid, LabelMap, Modality, Scan
@@ -49,6 +50,7 @@ class SegmentPanel(QWidget):
         super().__init__()
         self._viewer, self._study = viewer, study
         self._shown: tuple[Grid, Frame] | None = None
+        self._of: list[Any] = []  # the layers of the study that is segmented
         self.model = QComboBox()
         self.device = QComboBox()
         self.mirror = QCheckBox("Average with the mirror image")
@@ -135,7 +137,7 @@ class SegmentPanel(QWidget):
             return
         folder, device = self.model.currentData().folder, self.device.currentText()
         mirror, maps, uncertain = (b.isChecked() for b in (self.mirror, self.probabilities, self.uncertainty))
-        frame = self._study.frame()
+        frame, self._of = self._study.frame(), list(self._study.assigned().values())
 
         def run(progress: ProgressCallback, cancel: CancelToken) -> Any:
             from napari_brainmvp.inference import SegmentOptions, segment
@@ -152,6 +154,9 @@ class SegmentPanel(QWidget):
 
     def _done(self, made: tuple[SegmentationResult, list[Any], Frame]) -> None:
         result, layers, frame = made
+        if self._study.replaced(self._of):
+            self.status.setText("Another study was opened meanwhile, so the result is not shown.")
+            return
         for data, options, kind in layers:
             self._add(data, options, kind)
         self._shown = (result.grid, frame)
@@ -176,7 +181,7 @@ class SegmentPanel(QWidget):
         grid, frame = self._shown
         index = grid.to_index(structure.centre_mm)[::-1]
         point = (layer_transform(grid, frame) @ [*index, 1.0])[:3]
-        self._viewer.dims.set_point(range(3), point)
+        look_at(self._viewer, point)
         self._viewer.camera.center = tuple(point)
 
 

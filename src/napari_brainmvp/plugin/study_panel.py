@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QComboBox,
@@ -26,8 +27,8 @@ from napari_brainmvp.plugin.layers import (
     layer_modality,
     layer_path,
     layer_scan,
+    layer_values,
     shared_frame,
-    upright_frame,
 )
 from napari_brainmvp.plugin.style import chip, heading, quiet
 from napari_brainmvp.study import MODALITIES, Study, modality
@@ -127,7 +128,11 @@ class StudyPanel(QWidget):
         """Return the frame in which the viewer shows the study, whose scans may all be others."""
         layers = self.assigned() or self.assigned_with_others()
         shared = shared_frame(layers.values())
-        return upright_frame(layer_grid(layers[self.reference_key() or _largest(layers)])) if shared is None else shared
+        return np.eye(4) if shared is None else shared  # layers of other readers are shown as they lie
+
+    def replaced(self, layers: Collection[Any]) -> bool:
+        """Tell whether another study is in the place of these layers': a result of theirs would be taken for its."""
+        return bool(self._images()) and not any(layer in self._viewer.layers for layer in layers)
 
     def study(self, *, with_others: bool = False) -> Callable[[], Study]:
         """Return a function that makes the study; call it in the worker, where converting arrays hurts nobody.
@@ -154,7 +159,8 @@ class StudyPanel(QWidget):
         return make
 
     def _images(self) -> list[Any]:
-        return [layer for layer in self._viewer.layers if layer._type_string == "image" and layer.data.ndim == 3]
+        images = [layer for layer in self._viewer.layers if layer._type_string == "image"]
+        return [layer for layer in images if layer.ndim == 3 and not layer.rgb]
 
     def _layers_changed(self, event: object = None) -> None:
         images = self._images()
@@ -163,7 +169,7 @@ class StudyPanel(QWidget):
         guesses: dict[str, Any] = {}
         for layer in images:
             kind = layer_modality(layer)
-            if kind is not None:
+            if kind is not None and (kind.key not in guesses or not is_imputed(layer)):
                 guesses[kind.key] = layer
         keys = self._keys
         self.table.setRowCount(len(keys))
@@ -179,8 +185,8 @@ class StudyPanel(QWidget):
         for layer in images:
             if not any(layer is known for known in self._listened):
                 layer.events.name.connect(self._layers_changed)
-                for event in (layer.events.affine, layer.events.scale, layer.events.translate):
-                    event.connect(self._refresh)
+                for name in ("affine", "scale", "translate", "rotate", "shear"):
+                    getattr(layer.events, name).connect(self._refresh)
         self._listened = images
 
     def _add_row(self, row: int, key: str, images: list[Any], chosen: Any) -> None:
@@ -235,7 +241,7 @@ class StudyPanel(QWidget):
 
 
 def _largest(layers: dict[str, Any]) -> str:
-    return max(layers, key=lambda key: layers[key].data.size)
+    return max(layers, key=lambda key: layer_values(layers[key]).size)
 
 
 def _home(layer: Any) -> Path | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from napari_brainmvp.errors import ModelError
 from napari_brainmvp.plugin.layers import Frame, LayerTuple, scan_layer
-from napari_brainmvp.study import Grid, Scan, modality
+from napari_brainmvp.study import Grid, Modality, Scan, modality
 
 __all__ = ["Templates", "read_templates", "template_layers"]
 
@@ -71,7 +71,8 @@ def template_layers(templates: Templates, frame: Frame | None = None) -> list[La
     for key, volume in zip(templates.modalities, templates.volumes, strict=True):
         if not np.ptp(volume):
             continue  # none of the studies had this modality
-        scan = Scan(modality(key), np.ascontiguousarray(volume), Grid(volume.shape, affine))
+        looked_at = Modality("result", modality(key).title, "")  # and no scan of the study
+        scan = Scan(looked_at, np.ascontiguousarray(volume), Grid(volume.shape, affine), imputed=True)
         data, options, kind = scan_layer(scan, np.eye(4) if frame is None else frame, visible=not layers)
         extra: dict[str, Any] = {"name": f"Template {modality(key).title}", "interpolation2d": "linear"}
         layers.append((data, options | extra, kind))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from napari_brainmvp.errors import BrainMVPError, StudyError
 from napari_brainmvp.plugin.layers import KEY, LayerOrigin
 
-__all__ = ["Plane", "go_to", "needed_plane", "pixel_at", "visible_plane"]
+__all__ = ["Plane", "go_to", "look_at", "needed_plane", "pixel_at", "visible_plane"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,14 @@ class Plane:
 
 
 def visible_plane(viewer: Any, layer: Any) -> Plane | None:
-    """Return the slice of a layer's study that one looks at; None in 3D."""
+    """Return the slice of a layer's study that one looks at; None in 3D, or where one looks along another axis."""
     if viewer.dims.ndisplay != 2:
         return None
-    axis = viewer.dims.order[0]
+    before = viewer.dims.ndim - 3  # axes that other layers have, such as time: the study's are the last ones
+    across = [axis - before for axis in viewer.dims.not_displayed if axis >= before]
+    if len(across) != 1:  # other layers' axes are displayed
+        return None
+    axis = across[0]
     index = round(float(layer.world_to_data(viewer.dims.point)[axis]))
     origin: LayerOrigin = layer.metadata[KEY]
     return Plane(origin.order[2 - axis], int(np.clip(index, 0, layer.data.shape[axis] - 1)))
@@ -48,7 +52,7 @@ def needed_plane(viewer: Any, layer: Any) -> Plane:
     """
     plane = visible_plane(viewer, layer)
     if plane is None:
-        raise BrainMVPError("This works on a slice: leave the 3D view first.")
+        raise BrainMVPError("This works on a slice of the study: leave the 3D view, or look at its own axes, first.")
     return plane
 
 
@@ -57,7 +61,13 @@ def go_to(viewer: Any, layer: Any, plane: Plane) -> None:
     origin: LayerOrigin = layer.metadata[KEY]
     point = np.array(layer.world_to_data(viewer.dims.point), float)
     point[2 - origin.order.index(plane.axis)] = plane.index
-    viewer.dims.set_point(range(3), layer.data_to_world(point))
+    look_at(viewer, layer.data_to_world(point))
+
+
+def look_at(viewer: Any, point: Sequence[float]) -> None:
+    """Move the slices to a point (z, y, x) of the world, which has more axes where a layer has."""
+    last = viewer.dims.ndim
+    viewer.dims.set_point(range(last - 3, last), point)
 
 
 def pixel_at(layer: Any, plane: Plane, position: Sequence[float]) -> tuple[int, int]:

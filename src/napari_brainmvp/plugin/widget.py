@@ -98,6 +98,17 @@ class BrainMVPWidget(QWidget):
         """Ask for no more width than the tabs need: the rest belongs to the image."""
         return QSize(390, super().sizeHint().height())
 
+    def event(self, event: QEvent | None) -> bool:
+        """Let go of what runs, and save, when the dock's own cross takes this out of the window: it does not close."""
+        done = bool(super().event(event))
+        if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self._abandon()
+        return done
+
+    def _abandon(self) -> None:
+        for panel in self._panels:
+            panel.abandon()
+
     def showEvent(self, event: QEvent | None) -> None:
         """Watch the window this widget now lives in, and napari's where that is a dock that floats over it."""
         super().showEvent(event)
@@ -119,6 +130,5 @@ class BrainMVPWidget(QWidget):
             self._asked = watched if watched.testAttribute(Qt.WidgetAttribute.WA_DeleteOnClose) else None
         elif event.type() == QEvent.Type.Hide and watched.isHidden() and watched is self._asked:
             self._asked = None
-            for panel in self._panels:
-                panel.abandon()
+            self._abandon()
         return False

@@ -42,12 +42,16 @@ class Work(QObject):
     cancelled = Signal()
     crashed = Signal(object)
     """Emits an exception that is nobody's fault but ours."""
+    _told = Signal(object, object)
+    _over = Signal()
 
     def __init__(self, function: Callable[[ProgressCallback, CancelToken], Any], urgent: bool = False) -> None:
         super().__init__()
         self._function, self._urgent = function, urgent
         self._token = CancelToken()
         self._abandoned = False
+        self._told.connect(self._tell)
+        self._over.connect(self._forget)
         self._thread = threading.Thread(target=self._run, name="brainmvp", daemon=True)
 
     def start(self) -> None:
@@ -75,7 +79,15 @@ class Work(QObject):
                 step_back()
             self._work()
         finally:
-            _running.discard(self)
+            try:
+                self._over.emit()
+            except RuntimeError:  # Qt has deleted us
+                _running.discard(self)
+
+    def _forget(self) -> None:
+        """Let go of ourselves in the GUI's thread, to which we belong, and where nothing is told meanwhile."""
+        self._thread.join()
+        _running.discard(self)
 
     def _work(self) -> None:
         try:
@@ -93,12 +105,20 @@ class Work(QObject):
                 self._emit(self.done, result)
 
     def _emit(self, signal: Any, *values: Progress | Any) -> None:
+        """Tell something, from the thread: what arrives after :meth:`abandon` is not passed on.
+
+        It is sent to ourselves: a function that listens may be gone by the time it arrives, and Qt would call it.
+        """
         if self._abandoned:
             return
         try:
-            signal.emit(*values)
+            self._told.emit(signal, values)
         except RuntimeError:  # the window was closed in this very moment and Qt has deleted us
             self._abandoned = True
+
+    def _tell(self, signal: Any, values: tuple[Any, ...]) -> None:
+        if not self._abandoned:
+            signal.emit(*values)
 
 
 @atexit.register

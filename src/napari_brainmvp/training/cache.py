@@ -32,7 +32,7 @@ from napari_brainmvp.io.atomic import atomic_path, remove_partial, write_text_at
 from napari_brainmvp.io.images import readable
 from napari_brainmvp.preparation import PreparationSpec, prepare
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no_progress
-from napari_brainmvp.study import Study
+from napari_brainmvp.study import Grid, Study
 from napari_brainmvp.synthesis import SynthesisSpec, make_study
 from napari_brainmvp.training.cache_space import mark_used
 from napari_brainmvp.training.workers import each
@@ -59,12 +59,15 @@ class CachedStudy:
         The ``.npy`` file.
     labels_path : Path or None
         Its labels' ``.npy`` file.
+    thickness : float
+        Of the axial slices of the scan itself, in voxels of the volumes; 0 where that is not known.
     """
 
     name: str
     modalities: tuple[str, ...]
     path: Path
     labels_path: Path | None = None
+    thickness: float = 0.0
 
     @property
     def volumes(self) -> NDArray[np.float16]:
@@ -217,10 +220,17 @@ def _entry(folder: Path, key: str, make: Callable[[], Study], spec: PreparationS
             values = prepared.labels.numpy()
             _store(labels_path, values.astype(np.uint8) if values.min() >= 0 and values.max() < 256 else values)
         about = {"name": study.name, "modalities": modalities, "images": data.name, "bytes": data.stat().st_size}
+        about["thickness"] = thickness = _thickness(prepared.source) / prepared.grid.spacing[0]
         write_text_atomic(said, json.dumps(about))
     except FileError as error:
         raise _CacheError(str(error)) from error
-    return CachedStudy(study.name, modalities, data, labels_path)
+    return CachedStudy(study.name, modalities, data, labels_path, thickness)
+
+
+def _thickness(grid: Grid) -> float:
+    """Return how far apart the slices of a scan lie along the axis closest to the head's, mm."""
+    axis = int(np.abs(grid.affine[2, :3]).argmax())
+    return float(grid.spacing[axis])
 
 
 def _find(said: Path, labels_path: Path | None) -> CachedStudy | None:
@@ -232,7 +242,8 @@ def _find(said: Path, labels_path: Path | None) -> CachedStudy | None:
             mark_used(path)
         if data.stat().st_size != known["bytes"] or (labels_path is not None and not labels_path.is_file()):
             return None
-        return CachedStudy(known["name"], tuple(known["modalities"]), data, labels_path)
+        thickness = float(known.get("thickness", 0.0))
+        return CachedStudy(known["name"], tuple(known["modalities"]), data, labels_path, thickness)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there yet, or damaged
 

@@ -141,7 +141,7 @@ def _same_regions(
     """Return where the model's own regions are that are measured: of those that overlap, labels show the last only."""
     if found is None:
         return {}
-    names = {label.value: label.name for label in model.card.labels}
+    names = {0: "", **{label.value: label.name for label in model.card.labels}}
     own = LabelDescription.of_card(model.card).regions
     pairs = {names[value]: mask for value, mask in zip(model.card.channels, found, strict=True)}
     return {n: pairs[n] for n, of in labels.regions.items() if n in pairs and set(own.get(n, of)) == set(of)}

@@ -14,8 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.io import StudyFiles, find_studies, is_image_path, is_label_name, read_datalist
+from napari_brainmvp.models import list_models
+from napari_brainmvp.study import modality
 
-__all__ = ["DataSource", "absolute_paths", "find_files", "find_projects", "unique_names"]
+__all__ = [
+    "DataSource",
+    "absolute_paths",
+    "find_all",
+    "find_files",
+    "find_projects",
+    "modality_keys",
+    "unique_names",
+]
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -93,9 +103,14 @@ def absolute_paths(spec: Spec) -> Spec:
     changes: dict[str, Any] = {"data": tuple(source.absolute() for source in settings.data)}
     for name in ("init", "participants"):
         path = getattr(spec, name, "")
-        if path and Path(path).expanduser().exists():
+        if path and Path(path).expanduser().exists() and not (name == "init" and _is_model_name(path)):
             changes[name] = _absolute(path)
     return spec.model_copy(update=changes)
+
+
+def _is_model_name(name: str) -> bool:
+    """Tell whether it is what ``init`` means by it, whatever lies in the folder one happens to be in."""
+    return name == "scratch" or name in {entry.card.name for entry in list_models()}
 
 
 def _absolute(path: str) -> str:
@@ -103,6 +118,28 @@ def _absolute(path: str) -> str:
     if not absolute.exists():
         raise FileError(f"{absolute} is neither a folder nor a .json datalist: check the path.")
     return str(absolute)
+
+
+def modality_keys(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys of modalities by whatever name they go.
+
+    Raises
+    ------
+    ValueError
+        Two names mean one modality, or one is none.
+
+    Examples
+    --------
+    >>> modality_keys(["T1", "T1ce", "FLAIR"])
+    ('t1', 't1c', 'flair')
+    """
+    try:
+        keys = tuple(modality(name).key for name in names)
+    except StudyError as error:
+        raise ValueError(str(error)) from error
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"{', '.join(names)} name one modality twice")
+    return keys
 
 
 def find_files(source: DataSource) -> tuple[list[StudyFiles], list[tuple[str, str]]]:
@@ -132,6 +169,19 @@ def find_files(source: DataSource) -> tuple[list[StudyFiles], list[tuple[str, st
         return files, problems
     labels = [p for p in sorted(derivatives.rglob("sub-*")) if p.is_file() and is_image_path(p) and is_label_name(p)]
     return [_with_derivative(study, labels) for study in files], problems
+
+
+def find_all(sources: Sequence[DataSource]) -> list[tuple[DataSource, list[StudyFiles], list[tuple[str, str]]]]:
+    """List the studies of several datasets, see :func:`find_files`, with a name each, see :func:`unique_names`.
+
+    There are none of made-up studies.
+    """
+    found = [find_files(source) if source.seeds is None else ([], []) for source in sources]
+    names = unique_names([[study.name for study in studies] for studies, _ in found], [Path(s.path) for s in sources])
+    return [
+        (source, [replace(study, name=name) for study, name in zip(studies, told, strict=True)], bad)
+        for source, (studies, bad), told in zip(sources, found, names, strict=True)
+    ]
 
 
 def find_projects(sources: Sequence[DataSource]) -> list[str]:

@@ -22,6 +22,7 @@ from napari_brainmvp.networks import ClassificationNetwork
 from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.cache_space import shrink_cache
+from napari_brainmvp.training.finetuning.begun import keep_studies, part_usable
 from napari_brainmvp.training.finetuning.data import choose_modalities
 from napari_brainmvp.training.finetuning.linear_probe import fit_probe
 from napari_brainmvp.training.finetuning.model import freeze_batch_norm, make_templates, parameter_groups
@@ -55,11 +56,17 @@ def train_classifier(
     """Train a classification model; called by :func:`~napari_brainmvp.training.finetuning.finetune`."""
     preparation = source.card.preparation if source is not None else PreparationSpec()
     subjects, problems = collect_classes(spec, preparation, cache, progress, cancel)
-    describe_run(run, spec, problems)
+    studies = [subject.study for subject in subjects]
+    stacked = source is not None and source.card.task == "segmentation"
+    modalities = spec.modalities or (source.card.modalities if source and stacked else choose_modalities(studies))
+    usable, without = part_usable(studies, modalities)
+    subjects = [subject for subject in subjects if subject.study in usable]
+    describe_run(run, spec, [*problems, *without])
     shrink_cache(cache)
     if (run / "model").exists():
         return run / "model"
-    return _Classification(spec, run, source, subjects, progress, cancel).train()
+    keep_studies(run, {s.study.name: [s.study.path.stem, s.label] for s in subjects}, modalities)
+    return _Classification(spec, run, source, subjects, modalities, progress, cancel).train()
 
 
 class ClassificationModel(Trainable):
@@ -89,6 +96,7 @@ class _Classification:
         run: Path,
         source: LoadedModel | None,
         subjects: Sequence[Subject],
+        modalities: tuple[str, ...],
         progress: ProgressCallback,
         cancel: CancelToken | None,
     ) -> None:
@@ -99,10 +107,7 @@ class _Classification:
         self.people = by_subject([study.name for study in studies])
         self.classes = tuple(sorted(set(self.labels)))
         self.targets = np.array([self.classes.index(label) for label in self.labels])
-        stacked = source is not None and source.card.task == "segmentation"
-        self.modalities = spec.modalities or (
-            source.card.modalities if source is not None and stacked else choose_modalities(studies)
-        )
+        self.modalities = modalities
         self.templates = make_templates(self.modalities, source, studies)
         self.volumes = [load_volume(study, self.modalities, self.templates, spec.size) for study in studies]
         frozen = spec.encoder_rate == 0 or len(studies) <= spec.probe_up_to

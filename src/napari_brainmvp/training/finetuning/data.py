@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from napari_brainmvp.io import by_subject
 from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken, ProgressCallback, no_progress
 from napari_brainmvp.study import MODALITIES
-from napari_brainmvp.synthesis import LABEL_NAMES
 from napari_brainmvp.training.cache import CachedStudy, Problem, cache_studies, cache_synthetic
+from napari_brainmvp.training.finetuning.begun import lacks_all
 from napari_brainmvp.training.finetuning.spec import FinetuneSpec
-from napari_brainmvp.training.labels import IGNORED, LabelDescription, find_labels
-from napari_brainmvp.training.sources import DataSource, find_files
+from napari_brainmvp.training.labels import IGNORED, LabelDescription
+from napari_brainmvp.training.meaning import describe_labels
+from napari_brainmvp.training.sources import find_all
 
 __all__ = ["Batch", "Case", "LabelledCrops", "choose_modalities", "collect", "split"]
 
@@ -68,15 +70,14 @@ def collect(
     """
     found: list[CachedStudy] = []
     problems: list[Problem] = []
-    for source in spec.data:
+    for source, files, unreadable in find_all(spec.data):
         if (seeds := source.seeds) is not None:
             found += cache_synthetic(seeds, cache, preparation, progress, cancel, labels=True, workers=spec.workers)
             continue
-        files, unreadable = find_files(source)
         studies, bad = cache_studies(files, cache, preparation, progress, cancel, labels=True, workers=spec.workers)
         found += studies
         problems += [*(Problem(name, reason) for name, reason in unreadable), *bad]
-    labels = spec.labels or _describe(spec.data) or _count(found)
+    labels = spec.labels or describe_labels(spec.data) or _count(found)
     good = []
     for study in found:
         reason = _objection(study, labels, spec.modalities) if labels else "has no label other than 0"
@@ -90,24 +91,14 @@ def collect(
     return good, labels, problems
 
 
-def _describe(sources: Sequence[DataSource]) -> LabelDescription | None:
-    """Read the first ``dataset.json`` beside the data that describes labels."""
-    for source in sources:
-        if source.seeds is not None:
-            return LabelDescription(labels=LABEL_NAMES)
-        if (found := find_labels(Path(source.path).expanduser())) is not None:
-            return found
-    return None
-
-
 def _count(studies: Sequence[CachedStudy]) -> LabelDescription | None:
     values = {int(v) for study in studies for v in np.unique(study.labels)} - {0}
     return LabelDescription.of_values(values) if values else None
 
 
 def _objection(study: CachedStudy, labels: LabelDescription, modalities: Sequence[str]) -> str:
-    if modalities and not set(modalities) & set(study.modalities):
-        return f"has none of {', '.join(modalities)}"
+    if modalities and (reason := lacks_all(study, modalities)):
+        return reason
     values = np.unique(study.labels)
     if labels.strange(values):
         return f"has the label values {labels.strange(values)[:5]}, which are not described"
@@ -158,8 +149,7 @@ def _slices(study: CachedStudy, labels: LabelDescription) -> tuple[int, int] | N
     z = np.flatnonzero(something if labels.unlabelled is None else occurs.any(0))
     if len(z) < 3:
         return None
-    new = [k for k, here in enumerate(z) if k == 0 or (rows[..., here] != rows[..., here - 1]).any()]
-    slices = [z[first:last] for first, last in zip(new, [*new[1:], len(z)], strict=True)]
+    slices = _of_the_scan(z, rows, study.thickness)
     if len(slices) < 3:
         return None
     count = len(slices) // 5 or 1
@@ -171,6 +161,19 @@ def _slices(study: CachedStudy, labels: LabelDescription) -> tuple[int, int] | N
         if something[block].any() and rest.any(1).all():
             return block.start, block.stop
     return None
+
+
+def _of_the_scan(z: NDArray[np.int64], rows: NDArray[np.int64], thickness: float) -> list[NDArray[np.int64]]:
+    """Put those of some axial slices together that lie in one of the scan: alike, side by side, and as many at most."""
+    most = math.ceil(thickness - 0.25) if thickness else len(z)
+    slices: list[list[int]] = []
+    for here in z:
+        same = slices and slices[-1][-1] == here - 1 and (rows[..., here] == rows[..., here - 1]).all()
+        if same and len(slices[-1]) < most:
+            slices[-1].append(int(here))
+        else:
+            slices.append([int(here)])
+    return [np.array(members) for members in slices]
 
 
 class LabelledCrops(IterableDataset[Batch]):

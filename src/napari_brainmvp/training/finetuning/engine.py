@@ -23,7 +23,8 @@ from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback, no
 from napari_brainmvp.training.cache import CachedStudy
 from napari_brainmvp.training.cache_space import shrink_cache
 from napari_brainmvp.training.checkpoints import has_checkpoint
-from napari_brainmvp.training.finetuning.data import Case, LabelledCrops, choose_modalities, collect, split
+from napari_brainmvp.training.finetuning.begun import holds_run, keep_studies, part_usable
+from napari_brainmvp.training.finetuning.data import Case, LabelledCrops, collect, split
 from napari_brainmvp.training.finetuning.folds import Folds, Settings
 from napari_brainmvp.training.finetuning.head import Parts, fit_head, match_classes
 from napari_brainmvp.training.finetuning.model import SegmentationModel, make_templates, parameter_groups
@@ -33,6 +34,7 @@ from napari_brainmvp.training.finetuning.transfer import (
     Transfer,
     class_network,
     has_exclusive_classes,
+    input_modalities,
     network_spec,
     same_output,
     transfer,
@@ -93,7 +95,7 @@ def finetune(
         After the checkpoint is written.
     """
     with hold_run(run):
-        if not resume and (has_checkpoint(run) or (run / "model").exists()):
+        if not resume and holds_run(run):
             raise BrainMVPError(f"{run} already holds a run: resume it, or choose another folder.")
         folder = run_cache(run, cache)
         keep_freed_memory()
@@ -108,11 +110,15 @@ def finetune(
             return train_classifier(spec, run, source, folder, progress, cancel)
         preparation = source.card.preparation if source is not None else PreparationSpec()
         studies, labels, problems = collect(spec, preparation, folder, progress, cancel)
-        describe_run(run, spec, problems)
+        modalities = input_modalities(spec, source, studies)
+        studies, without = part_usable(studies, modalities)
+        describe_run(run, spec, [*problems, *without])
         shrink_cache(folder)
         if (run / "model").exists():
             return run / "model"
-        job = _Segmentation(spec, run, source, studies, labels, progress, cancel)
+        known = {s.name: [s.path.stem, s.labels_path.stem if s.labels_path else ""] for s in studies}
+        keep_studies(run, known, [labels.model_dump(mode="json", exclude={"colors"}), modalities])
+        job = _Segmentation(spec, run, source, studies, labels, modalities, progress, cancel)
         return job.cross_validate() if spec.folds else job.train_once()
 
 
@@ -126,6 +132,7 @@ class _Segmentation:
         source: LoadedModel | None,
         studies: list[CachedStudy],
         labels: LabelDescription,
+        modalities: tuple[str, ...],
         progress: ProgressCallback,
         cancel: CancelToken | None,
     ) -> None:
@@ -133,18 +140,10 @@ class _Segmentation:
         self.progress, self.cancel = progress, cancel
         self.fabric = make_fabric(spec.accelerator, spec.precision)
         self.preparation = source.card.preparation if source is not None else PreparationSpec()
-        self.modalities = self._modalities()
+        self.modalities = modalities
         self.network: NetworkSpec = network_spec(
             source, spec.encoder, len(self.modalities), len(labels.channels), spec.deep_supervision
         )
-
-    def _modalities(self) -> tuple[str, ...]:
-        """Return the input channels: those asked for, those of the model, or those most studies have."""
-        if self.spec.modalities:
-            return self.spec.modalities
-        if self.source is not None and self.source.card.task == "segmentation":
-            return self.source.card.modalities
-        return choose_modalities(self.studies)
 
     def _kept_parts(self, folder: Path, train: Sequence[Case]) -> Parts:
         """Return what was found when training began, or find it: a resumed run must mean the same by its weights."""
@@ -270,7 +269,7 @@ class _Segmentation:
         facts: dict[str, Any] = {
             "init": plain_name(self.spec.init),
             "projects": find_projects(self.spec.data),
-            "study digests": [name_digest(s.name) for s in studies],
+            "study digests": [name_digest(s.name.rpartition("/")[2]) for s in studies],
         }
         done = None
         if self.source is not None:

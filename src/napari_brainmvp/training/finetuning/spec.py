@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.models import DEFAULT_MODEL
 from napari_brainmvp.models.sharing import without_paths
 from napari_brainmvp.training.labels import LabelDescription
-from napari_brainmvp.training.sources import DataSource
+from napari_brainmvp.training.sources import DataSource, modality_keys
 
 __all__ = ["PRESETS", "SCRATCH", "FinetuneSpec", "read_spec"]
 
@@ -138,6 +138,11 @@ class FinetuneSpec(BaseModel):
     workers: int = Field(0, ge=0)
     minutes: float = Field(2.0, ge=0)
     seed: int = Field(0, ge=0)
+
+    @field_validator("modalities")
+    @classmethod
+    def _keys(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return modality_keys(names)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> FinetuneSpec:

@@ -19,6 +19,9 @@ from napari_brainmvp.networks import (
     SegmentationDecoder,
     SegmentationNetwork,
 )
+from napari_brainmvp.training.cache import CachedStudy
+from napari_brainmvp.training.finetuning.data import choose_modalities
+from napari_brainmvp.training.finetuning.spec import FinetuneSpec
 
 __all__ = [
     "Transfer",
@@ -27,6 +30,7 @@ __all__ = [
     "count_classes",
     "encoder_of",
     "has_exclusive_classes",
+    "input_modalities",
     "network_spec",
     "same_output",
     "transfer",
@@ -230,3 +234,12 @@ def _exclusive(card: ModelCard) -> bool:
 def _channel_names(card: ModelCard) -> list[str]:
     names = {0: "background", **{label.value: label.name.lower() for label in card.labels}}
     return [names[value] for value in card.channels]
+
+
+def input_modalities(spec: FinetuneSpec, source: LoadedModel | None, studies: Sequence[CachedStudy]) -> tuple[str, ...]:
+    """Return the input channels: those asked for, those of the model, or those most studies have."""
+    if spec.modalities:
+        return spec.modalities
+    if source is not None and source.card.task == "segmentation":
+        return source.card.modalities
+    return choose_modalities(studies)

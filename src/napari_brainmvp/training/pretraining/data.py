@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from napari_brainmvp.errors import StudyError
-from napari_brainmvp.io import by_subject
+from napari_brainmvp.io import StudyFiles, by_subject
 from napari_brainmvp.progress import CancelToken, ProgressCallback, no_progress
 from napari_brainmvp.training.cache import CachedStudy, Problem, cache_studies, cache_synthetic
 from napari_brainmvp.training.pretraining.spec import PretrainingSpec
-from napari_brainmvp.training.sources import DataSource, find_files
+from napari_brainmvp.training.sources import DataSource, find_all
 
 __all__ = ["Batch", "CropStream", "Dataset", "collect", "read_sample"]
 
@@ -59,8 +59,9 @@ def collect(
         Nothing is left to train on.
     """
     datasets, problems = [], []
-    for source in spec.data:
-        studies, bad = _prepare(source, spec, cache, progress, cancel)
+    for source, files, unreadable in find_all(spec.data):
+        studies, bad = _prepare(source, files, spec, cache, progress, cancel)
+        bad += [Problem(name, reason) for name, reason in unreadable]
         for study in studies:
             if not set(study.modalities) & set(spec.modalities):
                 bad.append(Problem(study.name, f"has none of {', '.join(spec.modalities)}"))
@@ -80,6 +81,7 @@ def collect(
 
 def _prepare(
     source: DataSource,
+    files: list[StudyFiles],
     spec: PretrainingSpec,
     cache: Path,
     progress: ProgressCallback,
@@ -87,9 +89,7 @@ def _prepare(
 ) -> tuple[list[CachedStudy], list[Problem]]:
     if (seeds := source.seeds) is not None:
         return cache_synthetic(seeds, cache, spec.preparation, progress, cancel, workers=spec.workers), []
-    files, unreadable = find_files(source)
-    studies, bad = cache_studies(files, cache, spec.preparation, progress, cancel, workers=spec.workers)
-    return studies, [*(Problem(name, reason) for name, reason in unreadable), *bad]
+    return cache_studies(files, cache, spec.preparation, progress, cancel, workers=spec.workers)
 
 
 def read_sample(

@@ -12,7 +12,7 @@ from napari_brainmvp.errors import BrainMVPError
 from napari_brainmvp.models import ModelCard
 from napari_brainmvp.preparation.spec import PreparationSpec
 from napari_brainmvp.study import MODALITIES
-from napari_brainmvp.training.sources import DataSource
+from napari_brainmvp.training.sources import DataSource, modality_keys
 
 __all__ = ["RECIPES", "DataSource", "PretrainingSpec", "fits", "read_settings", "read_spec"]
 
@@ -144,6 +144,11 @@ class PretrainingSpec(BaseModel):
         if not 0 <= rates[0] <= rates[1] <= 1:
             raise ValueError(f"mask_rate {rates} must be two shares between 0 and 1, the smaller first")
         return rates
+
+    @field_validator("modalities")
+    @classmethod
+    def _keys(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return modality_keys(names)
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> PretrainingSpec:
