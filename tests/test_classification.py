@@ -210,7 +210,7 @@ def test_sessions_of_one_subject_stay_together_in_every_split(home, data, tmp_pa
         return subject.study.name.split("_")[0]
 
     assert len(subjects) == 2 * len(set(map(of, subjects)))
-    trainer = _Classification(spec, run, None, subjects, no_progress, None)
+    trainer = _Classification(spec, run, None, subjects, ("t1", "flair"), no_progress, None)
     held = trainer._held_out()
     assert held
     rest = set(range(len(subjects))) - set(held)
