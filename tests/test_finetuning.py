@@ -714,6 +714,8 @@ def test_training_learns_the_balls_and_the_model_segments_a_study(home, data, tm
 
 
 def test_folds_that_were_begun_are_gone_on_with_by_the_same_studies_only(home, data, tmp_path):
+    for name in ("sub-03", "sub-04"):
+        shutil.rmtree(data / name)
     spec, run = spec_for(data, folds=2, max_steps=2, held_out=0), tmp_path / "run"
     token = CancelToken()
 

@@ -648,8 +648,8 @@ def test_overfitting_a_few_studies_reconstructs_them_and_distils_the_mean(studie
     shutil.rmtree(studies / "sub-05")
     shutil.rmtree(studies / "sub-04")
     spec = spec_for(
-        studies, max_steps=90, validate_every=1000, minutes=60.0, held_out=0, modalities=("t1", "t2"),
-        average=0.9, whole=0.0, learning_rate=2e-3, template_rate=5e-2, template_shape=(12, 12, 12), warm_up=10,
+        studies, max_steps=90, validate_every=1000, minutes=60.0, held_out=0, modalities=("t1", "t2"), crop=16, batch=8,
+        average=0.9, whole=0.0, learning_rate=2e-3, template_rate=0.1, template_shape=(12, 12, 12), warm_up=10,
     )  # fmt: skip
     run, cache = tmp_path / "run", tmp_path / "cache"
     folder = pretrain(spec, run, cache=cache)
