@@ -83,8 +83,9 @@ class AnnotationProject:
         try:
             if self._lock.still_held():
                 self._writable()
-                for history in filter(lambda history: history.stroke, self._histories.values()):
-                    history.compact()
+                for history in self._histories.values():
+                    if history.stroke:
+                        history.compact()
         except FileError as error:
             logger.warning("%s was closed without a snapshot, its strokes are saved: %s", self.folder.name, error)
         finally:

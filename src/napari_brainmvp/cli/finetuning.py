@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +53,7 @@ def finetune(
     from napari_brainmvp.cli.pretraining import FREE, progress_lines, resumed, settings, sources, stop_on_signals
     from napari_brainmvp.jobs import left_out
     from napari_brainmvp.models import find_model, list_models, models_folder
+    from napari_brainmvp.models.card import check_model_name
     from napari_brainmvp.training.finetuning.spec import read_spec
     from napari_brainmvp.training.labels import read_labels
     from napari_brainmvp.training.sources import absolute_paths
@@ -80,8 +80,10 @@ def finetune(
         if labels:
             changes["labels"] = read_labels(labels)
         spec = absolute_paths(read_spec(preset or "minutes", changes))
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", out):
-        raise BrainMVPError(f"{out!r} is not a model name: use up to 64 of a-z, 0-9, '.', '_' and '-'.")
+    try:
+        check_model_name(out)
+    except ValueError as error:
+        raise BrainMVPError(f"{error}.") from error
     if out in {entry.card.name for entry in list_models()}:
         raise BrainMVPError(f"There already is a model {out!r}: choose another --out, or remove it first.")
     if background:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +196,8 @@ def read_datalist(path: Path, base: Path | None = None) -> tuple[list[StudyFiles
 
 def _shared_name(study: StudyFiles) -> str:
     """Name a study by what its files' names begin with, up to the last separator; else by two folders around them."""
-    names = [stem(path) for path in study.scans.values()]
-    shared = re.match(r"(.*)[^A-Za-z0-9]", os.path.commonprefix(names))  # noqa: RUF071 - of names
+    letters = zip(*(stem(path) for path in study.scans.values()), strict=False)
+    shared = re.match(r"(.*)[^A-Za-z0-9]", "".join(same[0] for same in takewhile(lambda a: len(set(a)) == 1, letters)))
     folder = next(iter(study.scans.values())).absolute().parent
     if shared and shared[1]:
         return shared[1]

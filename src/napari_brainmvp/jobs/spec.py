@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +12,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from napari_brainmvp.errors import BrainMVPError
+from napari_brainmvp.models.card import check_model_name
 from napari_brainmvp.training.sources import absolute_paths
 
 __all__ = ["KINDS", "JobKind", "JobSpec", "jobs_folder", "training_job"]
@@ -95,9 +95,7 @@ class JobSpec(BaseModel):
     @field_validator("name")
     @classmethod
     def _name_is_a_folder_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
-            raise ValueError(f"{name!r} is not a name for a model: use up to 64 of a-z, 0-9, '.', '_' and '-'")
-        return name
+        return check_model_name(name)  # which its model will have
 
 
 def jobs_folder() -> Path:

@@ -124,15 +124,12 @@ class LiveProbe(QObject):
             use_all_cores()
             return read_predictor(study, background, progress, cancel, model, known)
 
-        def if_wanted(then: Callable[..., None]) -> Callable[..., None]:  # what was said before abandon() still arrives
-            return lambda *values: then(*values) if self._leading is work else None
-
         self._leading = work = Work(run)
         work.progressed.connect(self.progressed)
-        work.done.connect(if_wanted(self._follow))
-        work.failed.connect(if_wanted(self._stray))
-        work.cancelled.connect(if_wanted(lambda: self._stray("Cancelled: your strokes do not correct the model.")))
-        work.crashed.connect(if_wanted(self._crash))
+        work.done.connect(self._follow)
+        work.failed.connect(self._stray)
+        work.cancelled.connect(lambda: self._stray("Cancelled: your strokes do not correct the model."))
+        work.crashed.connect(self._crash)
         work.start()
 
     def _follow(self, predictor: StudyPredictor) -> None:
@@ -176,7 +173,7 @@ class LiveProbe(QObject):
 
         self._reading = work = Work(run)
         work.progressed.connect(self.progressed)
-        work.done.connect(lambda found: self._learn(found) if self._reading is work else None)
+        work.done.connect(self._learn)
         work.failed.connect(lambda why: self._unlearned(self.failed, why))
         work.crashed.connect(lambda error: self._unlearned(self.crashed, error))
         self.progressed.emit(Progress("Reading the studies"))

@@ -15,14 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from napari_brainmvp.errors import FileError, StudyError
 from napari_brainmvp.models import Label, ModelCard
 
-__all__ = [
-    "IGNORED",
-    "LABEL_PRESETS",
-    "LabelDescription",
-    "assign_classes",
-    "find_labels",
-    "read_labels",
-]
+__all__ = ["IGNORED", "LABEL_PRESETS", "LabelDescription", "assign_classes", "find_labels", "read_labels"]
 
 IGNORED = -1
 """Row number of voxels that carry no label; see :meth:`LabelDescription.rows`."""

@@ -24,6 +24,7 @@ __all__ = [
     "find_files",
     "find_projects",
     "modality_keys",
+    "own_name",
     "unique_names",
 ]
 
@@ -236,6 +237,11 @@ def unique_names(names: Sequence[Sequence[str]], sources: Sequence[Path]) -> lis
             given.add(unique)
             found[-1].append(unique)
     return found
+
+
+def own_name(name: str) -> str:
+    """Return a study's name within its dataset, without what :func:`unique_names` has put before it."""
+    return name.rpartition("/")[2]
 
 
 def _free(name: str, *taken: Collection[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a run began with: a resumed one goes on with the same studies and the same labels, or says that they changed."""
+"""What a run works with: studies its network sees something of; resumed, those it began with, which mean the same."""
 
 from __future__ import annotations
 
@@ -46,9 +46,8 @@ def keep_studies(run: Path, studies: Mapping[str, Sequence[str]], meaning: objec
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     had, has = before["studies"], now["studies"]
-    changes = [f"{name} is new" for name in has if name not in had] + [
-        f"{name} is gone" for name in had if name not in has
-    ]
+    changes = [f"{name} is new" for name in has if name not in had]
+    changes += [f"{name} is gone" for name in had if name not in has]
     changes += [f"{name} has changed" for name in has if name in had and had[name] != has[name]]
     if before["meaning"] != now["meaning"]:
         changes.append("labels, classes or modalities mean something else")

@@ -23,7 +23,6 @@ from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken, Progress, ProgressCallback
 from napari_brainmvp.training.cache_space import shrink_cache
 from napari_brainmvp.training.finetuning.begun import keep_studies, part_usable
-from napari_brainmvp.training.finetuning.data import choose_modalities
 from napari_brainmvp.training.finetuning.linear_probe import fit_probe
 from napari_brainmvp.training.finetuning.model import freeze_batch_norm, make_templates, parameter_groups
 from napari_brainmvp.training.finetuning.run import Run, Trainable
@@ -36,7 +35,13 @@ from napari_brainmvp.training.finetuning.studies import (
     stratified_folds,
 )
 from napari_brainmvp.training.finetuning.temperature import fit_temperature
-from napari_brainmvp.training.finetuning.transfer import copy_classes, count_classes, encoder_of, transfer
+from napari_brainmvp.training.finetuning.transfer import (
+    copy_classes,
+    count_classes,
+    encoder_of,
+    input_modalities,
+    transfer,
+)
 from napari_brainmvp.training.loop import describe_run, make_fabric
 from napari_brainmvp.training.metrics import class_scores
 
@@ -57,8 +62,7 @@ def train_classifier(
     preparation = source.card.preparation if source is not None else PreparationSpec()
     subjects, problems = collect_classes(spec, preparation, cache, progress, cancel)
     studies = [subject.study for subject in subjects]
-    stacked = source is not None and source.card.task == "segmentation"
-    modalities = spec.modalities or (source.card.modalities if source and stacked else choose_modalities(studies))
+    modalities = input_modalities(spec, source, studies)
     usable, without = part_usable(studies, modalities)
     subjects = [subject for subject in subjects if subject.study in usable]
     describe_run(run, spec, [*problems, *without])

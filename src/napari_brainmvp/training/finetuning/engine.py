@@ -50,7 +50,7 @@ from napari_brainmvp.training.labels import LabelDescription
 from napari_brainmvp.training.loop import describe_run, hold_run, make_fabric, run_cache
 from napari_brainmvp.training.memory import keep_freed_memory
 from napari_brainmvp.training.metrics import CaseScores
-from napari_brainmvp.training.sources import find_projects
+from napari_brainmvp.training.sources import find_projects, own_name
 
 __all__ = ["finetune"]
 
@@ -194,7 +194,8 @@ class _Segmentation:
         learned = Folds()
         for fold in range(folds):
             away = {index for studies in people[fold::folds] for index in studies}
-            held, train = ([Case(s) for k, s in enumerate(self.studies) if (k in away) == out] for out in (True, False))
+            held = [Case(self.studies[k]) for k in sorted(away)]
+            train = [Case(s) for k, s in enumerate(self.studies) if k not in away]
             _, facts, found = self.train(self.run / f"fold-{fold + 1}", train, held, f"Fold {fold + 1} of {folds}: ")
             scores += found
             learned.add(facts)
@@ -269,7 +270,7 @@ class _Segmentation:
         facts: dict[str, Any] = {
             "init": plain_name(self.spec.init),
             "projects": find_projects(self.spec.data),
-            "study digests": [name_digest(s.name.rpartition("/")[2]) for s in studies],
+            "study digests": [name_digest(own_name(s.name)) for s in studies],
         }
         done = None
         if self.source is not None:

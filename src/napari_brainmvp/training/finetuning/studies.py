@@ -20,7 +20,7 @@ from napari_brainmvp.preparation import PreparationSpec
 from napari_brainmvp.progress import CancelToken, ProgressCallback, no_progress
 from napari_brainmvp.training.cache import CachedStudy, Problem, cache_studies, cache_synthetic
 from napari_brainmvp.training.finetuning.spec import FinetuneSpec
-from napari_brainmvp.training.sources import DataSource, find_all
+from napari_brainmvp.training.sources import DataSource, find_all, own_name
 
 __all__ = ["ClassifiedStudies", "Subject", "collect_classes", "load_volume", "stratified_folds"]
 
@@ -57,7 +57,7 @@ def collect_classes(
             subjects += [Subject(study, study.name.split("-")[1]) for study in made]
             continue
         classes = _table(source, spec)
-        named = [f for f in files if class_of(_own_name(f.name), classes) is not None]
+        named = [f for f in files if class_of(own_name(f.name), classes) is not None]
         problems += [Problem(f.name, "has no class in the table") for f in files if f not in named]
         studies, bad = cache_studies(named, cache, preparation, progress, cancel, workers=spec.workers)
         problems += [*(Problem(name, reason) for name, reason in unreadable), *bad]
@@ -65,17 +65,12 @@ def collect_classes(
             if spec.modalities and not set(spec.modalities) & set(study.modalities):
                 problems.append(Problem(study.name, f"has none of {', '.join(spec.modalities)}"))
             else:
-                subjects.append(Subject(study, class_of(_own_name(study.name), classes) or ""))
+                subjects.append(Subject(study, class_of(own_name(study.name), classes) or ""))
     found = sorted({subject.label for subject in subjects})
     if len(found) < 2:
         why = f" The first problem: {problems[0].name}: {problems[0].reason}." if problems else ""
         raise StudyError(f"Two classes are needed, and there is {' and '.join(found) or 'none'}.{why}")
     return subjects, problems
-
-
-def _own_name(name: str) -> str:
-    """Return a study's name within its dataset."""
-    return name.rpartition("/")[2]
 
 
 def _table(source: DataSource, spec: FinetuneSpec) -> Mapping[str, str]:
