@@ -1,6 +1,5 @@
 """The Annotate panel in a real viewer: strokes, corrections, a killed viewer, two windows on one project."""
 
-import gc
 import json
 import shutil
 import subprocess
@@ -104,10 +103,8 @@ def test_the_docks_own_cross_saves_and_lets_go(make_napari_viewer, home, qtbot, 
     stroke(panel, qtbot, 2)
     layer = panel.view.layer
     layer.paint((MIDDLE, 30, 30), 2)  # and the brush is not lifted
-    del widget, panel
     qtbot.mouseClick(dock.title.close_button, Qt.MouseButton.LeftButton)
-    del dock
-    gc.collect()
+    assert widget.parent() is None
     assert not layer.editable
     assert not (tmp_path / "project" / "lock.json").exists()
     again = AnnotationProject.open(tmp_path / "project")
